@@ -87,13 +87,20 @@ def seconds(operation: Callable[[], None]) -> float:
 
 def measure(bench: Bench, repeats: int) -> dict[str, dict[str, object]]:
     """Ratios over interleaved repeats, after one unmeasured round."""
-    names = {name for measured, plain, _ in OPERATIONS.values() for name in (measured, plain)}
-    rounds = [{name: seconds(getattr(bench, name)) for name in sorted(names)} for _ in range(repeats + 1)][1:]
+
+    def once() -> dict[str, tuple[float, float]]:
+        # Each beside its own plain run: the machine's pace drifts, and one operation leaves the caches to the next.
+        return {
+            name: (seconds(getattr(bench, plain)), seconds(getattr(bench, measured)))
+            for name, (measured, plain, _) in OPERATIONS.items()
+        }
+
+    rounds = [once() for _ in range(repeats + 1)][1:]
     table: dict[str, dict[str, object]] = {}
-    for operation, (measured, plain, unit) in OPERATIONS.items():
-        ratios = [r[measured] / r[plain] for r in rounds]
+    for operation, (_, _, unit) in OPERATIONS.items():
+        ratios = [r[operation][1] / r[operation][0] for r in rounds]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        plain_ms = 1000 * statistics.median(r[plain] for r in rounds)
+        plain_ms = 1000 * statistics.median(r[operation][0] for r in rounds)
         table[operation] = {
             "ratio": round(middle, 3), "unit": unit, "low": round(low, 3), "high": round(high, 3),
             "plain_ms": round(plain_ms, 1),

@@ -13,6 +13,7 @@ autograd run them in the opposite order of the forward. The tape belongs to one 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,14 +21,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from voltmeter.errors import TapeError, WiringError
+from voltmeter.run.ahead import readings_ahead
 from voltmeter.run.fill import FillValues
 from voltmeter.run.keep import Keep, of_site
+from voltmeter.run.memory import room
 from voltmeter.run.padding import mask_for
 from voltmeter.wiring.plan import Site, State, Write
 from voltmeter.wiring.tap import Listener, ReadingCall, readings_of
 from voltmeter.wiring.wiring import Wiring
 
 Rows = slice | list[int]
+
+_APART = 16  # entries: 64 bytes in float32
 
 
 class Tape:
@@ -45,7 +50,7 @@ class Tape:
         if stream not in self.delta:
             dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
             # Not zeros: a row is read only after it was written.
-            self.rows[stream] = torch.empty((2 + self.counts[stream], *like.shape), dtype=dtype, device=like.device)
+            self.rows[stream] = _rows(2 + self.counts[stream], like.shape, dtype, like.device)
             self.delta[stream] = self.rows[stream][2:]
         return self.delta[stream]
 
@@ -62,8 +67,19 @@ class Tape:
     def gradient(self, stream: int) -> Tensor:
         """The gradient of the deltas, zeros when first asked for."""
         if stream not in self.gdelta:
-            self.gdelta[stream] = torch.zeros_like(self.delta[stream])
+            delta = self.delta[stream]
+            self.gdelta[stream] = _rows(len(delta), delta.shape[1:], delta.dtype, delta.device).zero_()
         return self.gdelta[stream]
+
+
+def _rows(count: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for [count, *shape], a cache line between rows.
+
+    Rows whose distance is a multiple of the page size fall into the same few lines of the cache, and a product over
+    them takes a third longer.
+    """
+    size = shape.numel()
+    return room((count, size + _APART), dtype, device)[:, :size].unflatten(1, shape)
 
 
 class _Write(torch.autograd.Function):
@@ -114,8 +130,60 @@ class _Write(torch.autograd.Function):
         return gtoken, None, None, None, gouts, gfill, None
 
 
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """How much of each delta, and of where a mix starts from, goes into what some readers read.
+
+    ``deltas`` [..., readings, n]; ``fills`` [..., readings, 1] is 1 for a reading that starts from the fills, 0 for one
+    that starts from ``x``, and None where all do the latter.
+    """
+
+    deltas: Tensor
+    fills: Tensor | None
+
+    @classmethod
+    def of(cls, keep: Tensor, scale: Tensor | None, dtype: torch.dtype, both: bool) -> "tuple[_Share, Tensor]":
+        """The share, and the part of each delta that is cut, in the shape of ``keep``."""
+        kept = keep.to(dtype)
+        cut = 1 - kept
+        if scale is not None:
+            kept, cut = kept * scale, cut * scale
+        if not both:
+            return cls(cut, None), cut
+        nearer = kept.abs().sum(-1, keepdim=True) < cut.abs().sum(-1, keepdim=True)  # most is cut
+        return cls(torch.where(nearer, -kept, cut), nearer.to(cut.dtype)), cut
+
+    def whole(self) -> Tensor:
+        """The coefficients of [fills, x, deltas], or of [x, deltas]: [..., readings, n + 1 or 2]."""
+        if self.fills is None:
+            return torch.cat([torch.ones_like(self.deltas[..., :1]), self.deltas], -1)
+        return torch.cat([self.fills, 1 - self.fills, self.deltas], -1)
+
+    def start(self, x: Tensor, from_fills: Tensor | None, shape: torch.Size) -> Tensor:
+        """Where each reading starts: [readings, *shape]."""
+        if self.fills is None or from_fills is None:
+            return x[None]
+        places = self.fills[..., 0, 0].numel()
+        share = self.fills.reshape(places, -1, 1).transpose(0, 1)  # [readings, place, 1]
+        mixed = share * from_fills.reshape(1, places, -1) + (1 - share) * x.reshape(1, places, -1)
+        return mixed.reshape(-1, *shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """Readings of a later state, begun: ``mixed`` [readings, *x.shape] holds the share of the first ``n`` deltas."""
+
+    state: int
+    share: _Share
+    n: int
+    mixed: Tensor | None = None
+
+
 class _Read(torch.autograd.Function):
-    """What each reader of a call reads: [readings, *x.shape]."""
+    """What each reader of a call reads: [readings, *x.shape].
+
+    ``begun`` holds what was mixed of it before. The readings to begin stand in ``ahead``; ``begin`` takes them.
+    """
 
     @staticmethod
     def forward(
@@ -128,23 +196,29 @@ class _Read(torch.autograd.Function):
         keep: Tensor,
         scale: Tensor | None,
         from_fills: Tensor | None,
+        begun: Ahead | None,
+        ahead: list[Ahead],
+        begin: Callable[[list[Ahead], Tensor], None],
     ) -> tuple[Tensor, Tensor]:
-        delta = tape.delta[stream][rows]
-        kept = keep.to(delta.dtype)
-        cut = 1 - kept
-        if scale is not None:
-            kept, cut = kept * scale, cut * scale
+        share, cut = _Share.of(keep, scale, tape.delta[stream].dtype, from_fills is not None)
         ctx.tape, ctx.stream, ctx.rows, ctx.scale = tape, stream, rows, scale
         ctx.save_for_backward(cut)
         ctx.x_shape, ctx.keep_dtype, ctx.x_dtype = x.shape, keep.dtype, x.dtype
-        starts = [x] if from_fills is None else [from_fills, x]
-        pieces = tape.after(stream, rows, starts)
-        if from_fills is None:
-            share = torch.cat([torch.ones_like(cut[..., :1]), cut], -1)
+        if begun is not None and begun.mixed is not None:
+            fresh = tape.delta[stream][rows[begun.n :] if isinstance(rows, list) else slice(begun.n, rows.stop)]
+            reads = _mix(share.deltas[..., begun.n :], fresh, x.shape)
+            reads += begun.mixed
+            reads += share.start(x, from_fills, x.shape)
         else:
-            nearer = kept.abs().sum(-1, keepdim=True) < cut.abs().sum(-1, keepdim=True)  # most is cut
-            share = torch.cat([nearer.to(cut.dtype), (~nearer).to(cut.dtype), torch.where(nearer, -kept, cut)], -1)
-        reads = _mix(share, pieces, x.shape)
+            starts = [x] if from_fills is None else [from_fills, x]
+            pieces = tape.after(stream, rows, starts)
+            whole = _with_ahead(share, ahead)
+            mixed = _mix(whole, pieces, x.shape)
+            reads = mixed
+            if ahead:
+                # A copy, so that the readings at hand can be let go of before it is used.
+                begin(ahead, mixed[keep.shape[-2] :].clone())
+                reads = _first(mixed, keep.shape[-2])
         return reads.to(x.dtype), token.clone()
 
     @staticmethod
@@ -160,7 +234,7 @@ class _Read(torch.autograd.Function):
             gkeep = (gkeep if ctx.scale is None else gkeep * ctx.scale).to(ctx.keep_dtype)
         _accumulate(tape.gradient(ctx.stream), ctx.rows, cut, g)
         gx = g.sum(0).reshape(ctx.x_shape).to(ctx.x_dtype) if ctx.needs_input_grad[4] else None
-        return gtoken, None, None, None, gx, gkeep, None, None
+        return gtoken, None, None, None, gx, gkeep, None, None, None, None, None
 
 
 def _claim(tape: Tape) -> None:
@@ -192,11 +266,24 @@ def _places(cut: Tensor, delta: Tensor) -> tuple[int, int]:
     return places, delta[0].numel() // places
 
 
+def _with_ahead(share: _Share, ahead: list[Ahead]) -> Tensor:
+    """The coefficients of all rows to be mixed: [..., readings and those ahead, starts and deltas]."""
+    whole = share.whole()
+    starts = whole.shape[-1] - share.deltas.shape[-1]
+    return torch.cat([whole, *(torch.nn.functional.pad(a.share.deltas[..., : a.n], (starts, 0)) for a in ahead)], -2)
+
+
+def _first(rows: Tensor, count: int) -> Tensor:
+    """The first rows, not as a view: the model may go on to change them in place, which autograd allows no view."""
+    shape = (count, *rows.shape[1:])
+    return rows.new_empty(0).set_(rows.untyped_storage(), 0, shape, rows.stride())  # type: ignore[call-overload, no-any-return]
+
+
 def _mix(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
     """share @ pieces: [readings, *shape]."""
     readings, n = share.shape[-2:]
     # Not a view of the product: the model may go on to change what it reads in place, which autograd allows no view.
-    reads = torch.empty((readings, *shape), dtype=pieces.dtype, device=pieces.device)
+    reads = room((readings, *shape), pieces.dtype, pieces.device)
     if share.dim() == 2:
         torch.mm(share, pieces.reshape(n, -1), out=reads.view(readings, -1))
         return reads
@@ -242,6 +329,7 @@ class Cut(Listener):
         self.wiring, self.inputs, self.keep, self.fills = wiring, inputs, keep, fills
         self.members = wiring.plan.stream_writers
         self.local = {w: at for members in self.members for at, w in enumerate(members)}
+        self.ahead = readings_ahead(wiring.plan)
         self.cuts_most = bool((keep.values < 0.5).any())  # some reader may
         self.begin()
 
@@ -252,6 +340,7 @@ class Cut(Listener):
         self.heard: set[int] = set()  # writers that have written
         self.biases: dict[int, Tensor] = {}  # by the number of the write that brought them
         self.reads: dict[tuple[int, ...], Tensor] = {}
+        self.begun: dict[int, Ahead] = {}  # by the state they are readings of
 
     def wrote(self, write: Write, outs: Tensor) -> None:
         if write.stream not in self.masks:
@@ -282,12 +371,36 @@ class Cut(Listener):
         if key not in self.reads:
             keep = of_site(self.wiring, site, state.number, self.keep.values)
             rows = as_rows([self.local[m] for m in state.members])
-            scale = None if set(state.scales) == {1.0} else self.tape.delta[state.stream].new_tensor(state.scales)
+            from_fills = self._from_fills(state, rows, x)
+            begun = self.begun.pop(state.number, None)
+            ahead = self._ahead(state, from_fills is not None)
             made, self.token = _Read.apply(  # type: ignore[no-untyped-call]
-                self.token, self.tape, state.stream, rows, x, keep, scale, self._from_fills(state, rows, x)
-            )
+                self.token, self.tape, state.stream, rows, x, keep, self._scale(state), from_fills,
+                begun, ahead, self._begin,
+            )  # fmt: skip
             self.reads[key] = made
         return self.reads[key]
+
+    def _begin(self, ahead: list[Ahead], mixed: Tensor) -> None:
+        """Remember what was mixed ahead: [readings of all in ``ahead``, *x.shape]."""
+        counts = [one.share.deltas.shape[-2] for one in ahead]
+        for one, rows in zip(ahead, mixed.split(counts) if ahead else (), strict=True):
+            self.begun[one.state] = replace(one, mixed=rows)
+
+    def _scale(self, state: State) -> Tensor | None:
+        """The coefficients of a state's members, None where all are 1."""
+        return None if set(state.scales) == {1.0} else self.tape.delta[state.stream].new_tensor(state.scales)
+
+    @torch.no_grad()
+    def _ahead(self, state: State, both: bool) -> list[Ahead]:
+        """The readings to begin with those of ``state``."""
+        dtype, n, made = self.tape.delta[state.stream].dtype, len(state.members), []
+        for later, site in self.ahead.get(state.number, ()):
+            if later.number not in self.begun:
+                keep = of_site(self.wiring, site, later.number, self.keep.values)
+                share, _ = _Share.of(keep, self._scale(later), dtype, both)
+                made.append(Ahead(later.number, share, n))
+        return made
 
     @torch.no_grad()
     def _from_fills(self, state: State, rows: Rows, x: Tensor) -> Tensor | None:
