@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import laws
@@ -14,38 +14,15 @@ import torch
 from cases import FILLS, Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Convolutional, Transformer, wired
+from models import Convolutional
+from run_subject import CASE, CORRUPTED, EDGES, INPUTS, WIRING, A, B
 from torch import Tensor
 
 from voltmeter import fill, run
 from voltmeter.errors import AddressError, TapeError
 from voltmeter.run.run import attribute
 
-MODEL = Transformer(layers=2, heads=2, kv=2, norm="layer", mlp="plain", seed=7)
-CASE = Case(MODEL, batch=2, length=4, fill="resample", axes="edge", binary=False, seed=3)
-WIRING = wired(MODEL)
-EDGES = len(WIRING.edges)
-INPUTS, CORRUPTED = CASE.inputs, CASE.corrupted
 FEW = settings(max_examples=12)
-
-
-def keep_like(*sizes: int) -> Tensor:
-    return models.seeded(5, *sizes, EDGES).double()
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The least that ``run`` takes for a circuit."""
-
-    edges: tuple[str, ...]
-    kept: tuple[int, ...]
-
-    def mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor([float(n in self.kept) for n in range(len(self.edges))], dtype=dtype)
-
-
-A = Kept(WIRING.edges.names, (0, 3, 5))
-B = Kept(WIRING.edges.names, tuple(range(0, EDGES, 2)))
 
 
 # Keeps of every shape

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 
 import models
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,3 +176,32 @@ def test_two_runs_alive_at_once_keep_apart() -> None:
             assert torch.equal(keep.grad, alone.grad)
     finally:
         memory._LARGE = kept
+
+
+@pytest.mark.parametrize("off", [0, 16, 48])
+def test_where_a_block_begins_makes_no_difference(monkeypatch: pytest.MonkeyPatch, off: int) -> None:
+    """The readings at hand are the first rows of a product that begins somewhere in its block, not at its start."""
+    wiring = models.wired(Transformer(layers=3, heads=4, kv=4))
+    clean, other = models.tokens(16, 8, 0), models.tokens(16, 8, 1)
+    keep = torch.rand(len(wiring.edges), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def once() -> tuple[Tensor, Tensor]:
+        mine = keep.clone().requires_grad_()
+        output = run(wiring, clean, mine, fill.resample(), other)
+        output.square().sum().backward()
+        assert mine.grad is not None
+        return output.detach(), mine.grad
+
+    expected = once()
+
+    def begins_at(size: int, dtype: type) -> np.ndarray:
+        whole = np.zeros(size + 128, dtype=dtype)
+        start = (off - whole.ctypes.data) % 64
+        return whole[start : start + size]
+
+    monkeypatch.setattr(memory, "_LARGE", 1 << 10)
+    monkeypatch.setattr(memory.np, "empty", begins_at)
+    found = once()
+    assert memory._blocks
+    assert {block.ctypes.data % 64 for block in memory._blocks} == {off}
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -30,8 +31,11 @@ TINY: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 16,
     },
     "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
+    "bert": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
+    "roberta": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
     "t5": {"d_model": 8, "d_ff": 12, "d_kv": 4, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2},
 }
+BOTH_WAYS = ("bert", "roberta")
 # Rotary embeddings and attention of some families are computed in float32 also in a float64 model.
 CAST_DOWN = 1e-5
 
@@ -43,7 +47,8 @@ def tiny(family: str) -> nn.Module:
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0}
     settings = {"vocab_size": VOCABULARY, "use_cache": False, **special, **TINY[family]}
     config = transformers.AutoConfig.for_model(family, **settings)
-    kind = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
+    kinds = {"t5": transformers.AutoModelForSeq2SeqLM, **dict.fromkeys(BOTH_WAYS, transformers.AutoModelForMaskedLM)}
+    kind = kinds.get(family, transformers.AutoModelForCausalLM)
     return enliven(kind.from_config(config)).double()
 
 
@@ -156,6 +161,43 @@ def test_left_padding_without_positions_is_refused() -> None:
             ask()
         assert str(caught.value) == LEFT
     assert run(wiring, right).logits.shape == (3, LONGEST, VOCABULARY)
+
+
+@pytest.mark.parametrize("family", BOTH_WAYS)
+def test_left_padding_of_a_model_that_reads_in_both_directions_is_refused(family: str) -> None:
+    """They take position_ids. But RoBERTa counts its own from 2, and what is pooled at the first place is padding."""
+    left = padded(1, "left")
+    with laws.law_5(tiny(family)), pytest.raises(KeepError) as caught:
+        with_positions(tiny(family), left)
+    assert str(caught.value) == (
+        "2 rows are padded on the left, and this model reads in both directions\n  rows 0, 2\n  pad on the right"
+    )
+    right = padded(1, "right")
+    assert with_positions(tiny(family), right) is right
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_causal_model_is_known_as_one_in_any_precision(family: str, half: torch.dtype) -> None:
+    with laws.law_5(tiny(family)):
+        with_positions(tiny(family), padded(1, "left"))
+    with_positions(copy.deepcopy(tiny(family)).to(half), padded(1, "left"))
+
+
+def test_vectors_in_place_of_tokens_are_padded_likewise() -> None:
+    left = {"inputs_embeds": torch.randn(3, LONGEST, 8).double(), "attention_mask": padded(1, "left")["attention_mask"]}
+    assert "position_ids" in with_positions(tiny("gpt2"), left)
+    with pytest.raises(KeepError, match="reads in both directions"):
+        with_positions(tiny("bert"), left)
+
+
+def test_a_decoder_padded_on_the_left_is_refused() -> None:
+    inputs = {**both(1, 3), "decoder_attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 1]])}
+    with pytest.raises(KeepError) as caught:
+        run(wired("t5"), inputs)
+    assert str(caught.value) == (
+        "1 row is padded on the left, and this model's decoder takes no position_ids\n  row 0\n  pad on the right"
+    )
 
 
 def test_all_rows_are_counted_and_the_first_are_named() -> None:

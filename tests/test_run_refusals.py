@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import laws
 import models
 import pytest
 import torch
-from cases import Case
-from models import Convolutional, Residual, Transformer, wired
+from models import Convolutional, Residual, wired
+from run_subject import EDGES, INPUTS, MODEL, WIRING, A, B, Kept, keep_like
 from torch import Tensor
 
 import voltmeter
-from voltmeter import fill, run
-from voltmeter.errors import FillError, KeepError
-
-MODEL = Transformer(layers=2, heads=2, kv=2, norm="layer", mlp="plain", seed=7)
-CASE = Case(MODEL, batch=2, length=4, fill="resample", axes="edge", binary=False, seed=3)
-WIRING = wired(MODEL)
-EDGES = len(WIRING.edges)
-INPUTS, CORRUPTED = CASE.inputs, CASE.corrupted
-
-
-def keep_like(*sizes: int) -> Tensor:
-    return models.seeded(5, *sizes, EDGES).double()
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The least that ``run`` takes for a circuit."""
-
-    edges: tuple[str, ...]
-    kept: tuple[int, ...]
-
-    def mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor([float(n in self.kept) for n in range(len(self.edges))], dtype=dtype)
-
-
-A = Kept(WIRING.edges.names, (0, 3, 5))
-B = Kept(WIRING.edges.names, tuple(range(0, EDGES, 2)))
+from voltmeter import fill, record, run
+from voltmeter.errors import FillError, KeepError, VoltmeterError, WiringError
+from voltmeter.run.run import attribute
 
 
 def refused(kind: type[Exception], *given: Any, **named: Any) -> str:
@@ -168,3 +144,47 @@ def test_circuits_of_a_model_that_sums_over_its_batch() -> None:
 def test_inputs_without_a_batch() -> None:
     with pytest.raises(voltmeter.errors.WiringError, match="no batch axis in common"):
         run(WIRING, {"ids": INPUTS, "more": torch.zeros(3)}, keep_like(2), fill.zero(), axes="circuit edge")
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_params_of_another_shape(reference: bool) -> None:
+    """Every one is named; one that torch would broadcast is no better."""
+    given = {"unembed.bias": torch.zeros(1), "tok.weight": torch.zeros(3), "blocks.0.mlp.up.bias": 0.5}
+    assert refused(VoltmeterError, A, fill.zero(), params=given, reference=reference) == (
+        "3 of the given params have another shape than the model's\n"
+        f"  unembed.bias: [1] given, {list(WIRING.model.unembed.bias.shape)} in the model\n"
+        f"  tok.weight: [3] given, {list(WIRING.model.tok.weight.shape)} in the model\n"
+        f"  blocks.0.mlp.up.bias: float given, {list(WIRING.model.blocks[0].mlp.up.bias.shape)} in the model\n"
+        "  give tensors of these shapes"
+    )
+    assert refused(VoltmeterError, params={"tok.weight": torch.zeros(3)}).startswith(
+        "1 of the given params has another"
+    )
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: run(WIRING, INPUTS),
+        lambda: run(WIRING, INPUTS, A, fill.zero(), reference=True),
+        lambda: attribute(WIRING, INPUTS, fill.zero(), None, lambda outputs: outputs.sum()),
+        lambda: fill.mean(WIRING, [INPUTS]),
+        lambda: record(WIRING).__enter__(),
+    ],
+)
+def test_a_model_that_is_being_recorded(ask: Callable[[], Any]) -> None:
+    with laws.law_5(WIRING.model), pytest.raises(WiringError) as caught, record(WIRING):
+        ask()
+    assert str(caught.value) == (
+        "the model is being recorded, and can meanwhile neither be cut nor recorded once more\n"
+        "  inside record call wiring.model(...), and leave the with before run, fills or another record"
+    )
+
+
+def test_another_model_may_be_run_while_one_is_recorded() -> None:
+    other = Residual()
+    inputs = other.inputs(2, 4, seed=1).double()
+    with record(WIRING) as seen:
+        run(wired(other), inputs)
+        WIRING.model(INPUTS)
+    assert len(seen.runs) == 1

@@ -24,7 +24,7 @@ from voltmeter.errors import TapeError, WiringError
 from voltmeter.run.ahead import readings_ahead
 from voltmeter.run.fill import FillValues
 from voltmeter.run.keep import Keep, of_site
-from voltmeter.run.memory import room
+from voltmeter.run.memory import own, room
 from voltmeter.run.padding import mask_for
 from voltmeter.wiring.plan import Site, State, Write
 from voltmeter.wiring.tap import Listener, ReadingCall, readings_of
@@ -79,7 +79,8 @@ def _rows(count: int, shape: torch.Size, dtype: torch.dtype, device: torch.devic
     them takes a third longer.
     """
     size = shape.numel()
-    return room((count, size + _APART), dtype, device)[:, :size].unflatten(1, shape)
+    made: Tensor = room((count, size + _APART), dtype, device)[:, :size].unflatten(1, shape)
+    return made
 
 
 class _Write(torch.autograd.Function):
@@ -218,7 +219,8 @@ class _Read(torch.autograd.Function):
             if ahead:
                 # A copy, so that the readings at hand can be let go of before it is used.
                 begin(ahead, mixed[keep.shape[-2] :].clone())
-                reads = _first(mixed, keep.shape[-2])
+                # Not a view: the model may go on to change it in place, which autograd allows no view.
+                reads = own(mixed[: keep.shape[-2]])
         return reads.to(x.dtype), token.clone()
 
     @staticmethod
@@ -273,16 +275,10 @@ def _with_ahead(share: _Share, ahead: list[Ahead]) -> Tensor:
     return torch.cat([whole, *(torch.nn.functional.pad(a.share.deltas[..., : a.n], (starts, 0)) for a in ahead)], -2)
 
 
-def _first(rows: Tensor, count: int) -> Tensor:
-    """The first rows, not as a view: the model may go on to change them in place, which autograd allows no view."""
-    shape = (count, *rows.shape[1:])
-    return rows.new_empty(0).set_(rows.untyped_storage(), 0, shape, rows.stride())  # type: ignore[call-overload, no-any-return]
-
-
 def _mix(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
     """share @ pieces: [readings, *shape]."""
     readings, n = share.shape[-2:]
-    # Not a view of the product: the model may go on to change what it reads in place, which autograd allows no view.
+    # Not a view of the product: see _Read.forward.
     reads = room((readings, *shape), pieces.dtype, pieces.device)
     if share.dim() == 2:
         torch.mm(share, pieces.reshape(n, -1), out=reads.view(readings, -1))

@@ -32,7 +32,13 @@ def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tens
         if block is None:
             return torch.empty(shape, dtype=dtype)
         start = -block.ctypes.data % _LINE
-        return torch.from_numpy(block)[start : start + size].view(dtype).view(*shape)
+        return own(torch.from_numpy(block)[start : start + size].view(dtype).view(*shape))
+
+
+def own(view: Tensor) -> Tensor:
+    """The same entries as a tensor that autograd does not know for a view. It keeps their memory."""
+    made: Tensor = torch.from_dlpack(view)  # type: ignore[attr-defined]
+    return made
 
 
 def forget() -> None:

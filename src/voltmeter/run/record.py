@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from voltmeter.errors import AddressError, nearest
+from voltmeter.run.watch import require_untapped
 from voltmeter.wiring.plan import Write
 from voltmeter.wiring.tap import Listener, ReadingCall, Tap, readings_of
 from voltmeter.wiring.wiring import Wiring
@@ -87,8 +88,9 @@ def record(wiring: Wiring, addresses: Sequence[str] | None = None, *, detach: bo
     ``addresses``: names of writers (what they write, [batch, ...]) and of readers (the state they read, before its
     norm). Where one name is both, ``m2`` and ``m2:out`` are the writer, ``m2:in`` the reader. None: every writer.
     Tensors are copies, detached unless ``detach=False``. Raises AddressError for names that match nothing, and when
-    the model did not run.
+    the model did not run; WiringError for a recording inside another of the same model.
     """
+    require_untapped(wiring)
     recorder = _Recorder(wiring, _asked(wiring, addresses), detach)
     params = dict(wiring.model.named_parameters())  # as they are, so that gradients flow to them
     with Tap(wiring.model, wiring.plan, recorder, wiring.modes, params):

@@ -9,12 +9,13 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from voltmeter.errors import FillError, KeepError
+from voltmeter.errors import FillError, KeepError, VoltmeterError
 from voltmeter.run.engine import Attribute, Cut
 from voltmeter.run.fill import Fill, FillValues
 from voltmeter.run.keep import Keep, KeepLike, read_keep
 from voltmeter.run.padding import with_positions
 from voltmeter.run.reference import ReferenceCut
+from voltmeter.run.watch import require_untapped
 from voltmeter.wiring.inputs import batch_size, call, expand_rows
 from voltmeter.wiring.tap import LOOPED, Listener, Tap
 from voltmeter.wiring.wiring import Wiring
@@ -41,9 +42,12 @@ def run(
     ``fill``: what cut edges carry (``voltmeter.fill``); a resample fill needs ``corrupted``, the paired inputs.
     ``params``: tensors to use in place of the model's own, by parameter name. ``reference``: use the slow oracle.
 
-    Costs one forward and about one matrix product per reading call. Raises KeepError, FillError.
+    Costs one forward and about one matrix product per reading call. Raises KeepError, FillError; VoltmeterError naming
+    the ``params`` of another shape than the model's; WiringError inside ``record`` of the same model.
     """
+    require_untapped(wiring)
     asked = read_keep(wiring, keep, axes)
+    _check_params(wiring, params)
     inputs = with_positions(wiring.model, inputs)
     if asked is None:
         asked = Keep(torch.ones(len(wiring.edges)), "edge")
@@ -69,6 +73,7 @@ def attribute(
 
     Returns it with the score's value. Exact; costs one forward and one backward, and a pull-back per reader.
     """
+    require_untapped(wiring)
     inputs = with_positions(wiring.model, inputs)
     listener = Attribute(wiring, inputs, _fills(wiring, fill, inputs, corrupted, None))
     with torch.enable_grad(), Tap(wiring.model, wiring.plan, listener, wiring.modes):
@@ -91,6 +96,21 @@ def _fills(
     if corrupted is not None:
         corrupted = with_positions(wiring.model, corrupted)
     return fill.values_for(wiring, inputs, corrupted, params)
+
+
+def _check_params(wiring: Wiring, params: Mapping[str, Tensor] | None) -> None:
+    """Names that the model has not are refused where they are put in its place."""
+    model = wiring.model
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    wrong = [
+        f"{name}: {list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__} given, "
+        f"{list(own[name].shape)} in the model"
+        for name, tensor in (params or {}).items()
+        if name in own and not (isinstance(tensor, Tensor) and tensor.shape == own[name].shape)
+    ]
+    if wrong:
+        what = "1 of the given params has" if len(wrong) == 1 else f"{len(wrong)} of the given params have"
+        raise VoltmeterError(f"{what} another shape than the model's", wrong, "give tensors of these shapes")
 
 
 def _fitting(wiring: Wiring, keep: Keep, inputs: Any) -> Keep:

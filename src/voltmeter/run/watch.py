@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 
+from voltmeter.errors import WiringError
 from voltmeter.run.padding import with_positions
 from voltmeter.wiring.inputs import call
 from voltmeter.wiring.plan import State, Write
@@ -44,14 +46,24 @@ class _Watch(Listener):
         return reading.plain()
 
 
+def require_untapped(wiring: Wiring) -> None:
+    """Raises WiringError inside ``record`` of the same model: each would listen to the calls that the other answers."""
+    if any(isinstance(mode, Tap) and mode.model is wiring.model for mode in _get_current_function_mode_stack()):
+        raise WiringError(
+            "the model is being recorded, and can meanwhile neither be cut nor recorded once more",
+            mend="inside record call wiring.model(...), and leave the with before run, fills or another record",
+        )
+
+
 def outs_of(wiring: Wiring, inputs: Any, params: Mapping[str, Tensor] | None = None) -> Outs:
     """What every writer writes on ``inputs``, without gradients. Costs about one forward.
 
     The model runs to its end: leaving it after the last write would save the logits, but leave its own hooks in pieces.
     """
-    watch = _Watch(wiring)
+    require_untapped(wiring)
+    watch, inputs = _Watch(wiring), with_positions(wiring.model, inputs)
     with torch.no_grad(), Tap(wiring.model, wiring.plan, watch, wiring.modes, params):
-        call(wiring.model, with_positions(wiring.model, inputs))
+        call(wiring.model, inputs)
     count = len(wiring.streams)
     return Outs(
         tuple(watch.streams.get(n) for n in range(count)),
