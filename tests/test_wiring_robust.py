@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 import zoo_plain
 from specimen import Counts, Specimen, seeded
 from torch import Tensor, nn
@@ -141,6 +142,7 @@ def test_splits_add_up_and_leave_the_others_alone() -> None:
     [
         ("a7", "heads", "nearest: a1, a0"),
         ("m0", "heads", "it can be: units, channels, positions, whole"),
+        ("m0", "heads", 'wiring.split("m0", "units"), or --split m0=units'),
         ("a0", "banana", "it can be: heads, channels, positions, whole"),
         ("logits", "units", "writes to no stream"),
     ],
@@ -155,6 +157,37 @@ def test_parts_along_positions_need_the_length_they_were_wired_with() -> None:
     keep = torch.ones(len(wiring.edges))
     with pytest.raises(WiringError, match="8 parts along axis 1, and has 5"):
         voltmeter.run(wiring, X[:, :5], keep, voltmeter.fill.zero())
+
+
+class TwoStreams(nn.Module):
+    """One layer reads two streams, and writes to one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = Mlp(), Mlp(), Mlp()
+        self.mix, self.head = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = x + self.a(x), y + self.b(y)
+        x = x + self.mix(torch.cat([x, y], -1))
+        return self.head(x + self.c(x))
+
+
+def test_a_component_that_reads_two_streams_is_a_reader_of_each() -> None:
+    wiring = voltmeter.wire(alive(TwoStreams)(), (X, 1.1 * X.flip(0)))
+    mixed = [reader.name for reader in wiring.readers if reader.component == "block"]
+    assert mixed == ["block<main>", "block<b.down>"]
+    assert "b -> block<b.down>" in wiring.edges
+    assert "a -> block<b.down>" not in wiring.edges
+
+
+def test_attention_across_streams_can_be_merged() -> None:
+    """Queries are read from the decoder, keys and values from the encoder: whole, it is a reader of each."""
+    specimen = next(s for s in zoo.ZOO if s.name == "t5")
+    coarse = voltmeter.wire(specimen.build(), specimen.example(2, 6)).coarsen()
+    across = [reader.name for reader in coarse.readers if reader.component.endswith("1.EncDecAttention")]
+    assert across[:2] == [f"decoder.block.0.layer.1.EncDecAttention<{of}>" for of in ("main", "encoder.block")]
+    assert coarse.coarsen().edges.names == coarse.edges.names
 
 
 # Models as they come

@@ -51,8 +51,7 @@ class ReadingCall(ABC):
                 state: x.detach().expand(len(readings_of(self.site, state)), *x.shape).clone().requires_grad_()
                 for state, x in self.xs.items()
             }
-            # Copies: the call may work in place, which no leaf of a graph allows.
-            output = self.tensor(self.evaluate({state: read.clone() for state, read in reads.items()}))
+            output = self.tensor(self.evaluate(reads))
             if not output.requires_grad:  # it takes no more than a shape from what it reads
                 return {state: torch.zeros_like(read) for state, read in reads.items()}
             grads = torch.autograd.grad(output, list(reads.values()), grad, allow_unused=True)
@@ -104,7 +103,7 @@ class ModelCall(ReadingCall):
 
     def _call(self, sources: Mapping[int, Tensor]) -> Any:
         changed = {at: evaluate(expr, self.run, sources) for at, expr in self.site.inputs}
-        return substitute(self.made, changed)
+        return substitute(self.made, changed, self.site.overwritten)
 
     def _linear(self) -> Linear | None:
         """The call as one product with weights, when its only changed argument is what is multiplied."""
@@ -159,8 +158,7 @@ class ModelCall(ReadingCall):
             return {state: back.view(count, *x.shape)}
         with torch.enable_grad():
             leaf = x.detach().expand(count, *x.shape).requires_grad_()
-            # A copy: a call before the norm may work in place, which no leaf of a graph allows.
-            stacked = leaf.flatten(0, 1) if count > 1 else leaf[0].clone()
+            stacked = leaf.flatten(0, 1) if count > 1 else leaf[0]
             normed = evaluate(expr, self.run, {state: stacked})
             pulled = torch.autograd.grad(normed, leaf, back.reshape(normed.shape))[0]
         return {state: pulled}

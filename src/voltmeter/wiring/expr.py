@@ -5,7 +5,7 @@ a ``Source`` is where the new tensor goes in. Expressions are found once, at wir
 calls of the run at hand, so shapes, masks and positions are always those of that run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Expr:
-    """Tensor leaf ``leaf`` of the output of ``call``, with the arguments at ``inputs`` recomputed."""
+    """Tensor leaf ``leaf`` of the output of ``call``, with the arguments at ``inputs`` recomputed.
+
+    The call works in place on the arguments numbered in ``overwritten``.
+    """
 
     call: CallKey
     inputs: tuple[tuple[int, "Expr | Source"], ...]
     leaf: int
+    overwritten: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,19 @@ class Made:
     kwargs: dict[str, Any]
 
 
-def substitute(made: Made, changed: Mapping[int, Tensor]) -> Any:
-    """Make the call again with the tensor leaves numbered in ``changed`` replaced."""
+def substitute(made: Made, changed: Mapping[int, Tensor], overwritten: Collection[int] = ()) -> Any:
+    """Make the call again with the tensor leaves numbered in ``changed`` replaced.
+
+    Copies are given of those in ``overwritten``, into which the call writes: others will read them.
+    """
     if not changed:
         return made.func(*made.args, **made.kwargs)
     leaves, spec = tree_flatten((made.args, made.kwargs))
     number = 0
     for at, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
-            if number in changed:
-                leaves[at] = changed[number]
+            leaf = changed.get(number, leaf)
+            leaves[at] = leaf.clone() if number in overwritten else leaf
             number += 1
     args, kwargs = tree_unflatten(leaves, spec)
     return made.func(*args, **kwargs)
@@ -82,7 +89,8 @@ def evaluate(expr: "Expr | Source", run: Mapping[CallKey, Made], sources: Mappin
                     [node.call.place],
                     "the model takes another path for these inputs; wire it with an example like them",
                 )
-            memo[node.call] = tensors_in(substitute(made, {at: value(child) for at, child in node.inputs}))
+            changed = {at: value(child) for at, child in node.inputs}
+            memo[node.call] = tensors_in(substitute(made, changed, node.overwritten))
         return memo[node.call][node.leaf]
 
     return value(expr)
@@ -112,7 +120,7 @@ class Builder:
         inputs = self.inputs(call.index)
         if not inputs:
             raise self.lost(op)
-        return Expr(call.key, inputs, call.outs.index(value))
+        return Expr(call.key, inputs, call.outs.index(value), call.overwritten)
 
     def inputs(self, call: int) -> tuple[tuple[int, "Expr | Source"], ...]:
         """Which arguments of a call come from the start, and how."""

@@ -7,23 +7,24 @@ heads, rotary embeddings and query/key norms need no special cases.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from voltmeter.wiring.algebra import FLAT, MOVED, base_name, mixes
+from voltmeter.errors import WiringError
+from voltmeter.wiring.attention import core_of, looks_at_one_key, operands_of
+from voltmeter.wiring.naming import component_path
 from voltmeter.wiring.parts import (
+    Division,
     Parts,
     ReadSplit,
     gates,
-    nearest_mixing,
     projected_argument,
     projection_of,
-    randomised,
 )
+from voltmeter.wiring.replay import probe, randomised, replay
 from voltmeter.wiring.streams import Component, Site, Survey
-from voltmeter.wiring.trace import Op, Recording, Ref
+from voltmeter.wiring.trace import Op, Recording
 
 ROLES = ("q", "k", "v")
 
@@ -31,24 +32,27 @@ Support = Mapping[str, Sequence[tuple[Tensor, tuple[int, ...]]]]
 """For each role, which entries of its tensor belong to which heads: ``[(mask, heads), ...]``."""
 
 
-@dataclass(frozen=True)
-class Heads:
-    """An attention component's heads: columns of the projection's input, and the readers' columns."""
+def find_heads(survey: Survey, component: Component) -> Division | None:
+    """The attention heads of a component, or None when it is no attention or cannot be divided.
 
-    parts: Parts
-    reads: tuple[ReadSplit, ...]
-
-
-def find_heads(survey: Survey, component: Component) -> Heads | None:
-    """The attention heads of a component, or None when it is no attention or cannot be divided."""
+    Raises WiringError where the example is one position long and the products of attention are then no products.
+    """
     recording = survey.recording
     if len(component.feeds) != 1 or component.outputs:
         return None
     projection = projection_of(recording, component.feeds[0])
-    core = None if projection is None else _core(recording, projection.z)
-    if projection is None or core is None:
+    if projection is None:
         return None
-    operands = _operands(recording, core)
+    core = core_of(recording, projection.z)
+    if looks_at_one_key(recording, core, projection.z):
+        raise WiringError(
+            "attention looks at one position alone in this example, and so its heads cannot be told apart",
+            [f"{component_path(survey, component) or 'the model itself'}: its softmax runs over one entry"],
+            "give an example with at least 2 positions",
+        )
+    if core is None:
+        return None
+    operands = operands_of(recording, core)
     value = projected_argument(recording, projection)
     if operands is None or value is None:
         return None
@@ -62,49 +66,7 @@ def find_heads(survey: Survey, component: Component) -> Heads | None:
         reads = _reads(survey, component, operands, support)
     if reads is None:
         return None
-    return Heads(Parts(projection, value, lead, columns), reads)
-
-
-def _core(recording: Recording, z: int) -> Op | None:
-    """The product pattern @ value behind the views that make ``z``."""
-    while (number := recording.values[z].op) is not None:
-        op = recording.ops[number]
-        name = base_name(op)
-        if name.startswith("_scaled_dot_product"):
-            return op
-        if name == "bmm":
-            return op if _behind_softmax(recording, op) else None
-        if name not in FLAT and name not in MOVED and name != "lift_fresh":
-            return None
-        z = op.ins[0]
-    return None
-
-
-def _behind_softmax(recording: Recording, op: Op) -> bool:
-    seen, stack = set(), [op.ins[0]]
-    while stack:
-        number = recording.values[stack.pop()].op
-        if number is None or number in seen:
-            continue
-        seen.add(number)
-        back = recording.ops[number]
-        if "softmax" in base_name(back):
-            return True
-        if not mixes(back):
-            stack += back.ins
-    return False
-
-
-def _operands(recording: Recording, core: Op) -> Mapping[str, int] | None:
-    """The versions that act as query, key and value."""
-    if base_name(core).startswith("_scaled_dot_product"):
-        q, k, v = (a.value for a in core.args[:3])
-        return {"q": q, "k": k, "v": v}
-    scores = [op for op in nearest_mixing(recording, core.args[0].value) if base_name(op) in ("bmm", "baddbmm")]
-    if len(scores) != 1:
-        return None
-    refs = [a.value for a in scores[0].args if isinstance(a, Ref)][-2:]
-    return {"q": refs[0], "k": refs[1], "v": core.args[1].value}
+    return Division(Parts(projection, value, lead, columns), reads)
 
 
 def _numbers(recording: Recording, core: Op) -> Tensor:
@@ -120,7 +82,7 @@ def _pushed(recording: Recording, core: Op, value: int, numbers: Tensor) -> Tens
     """Numbers at the core's output, carried through the views to ``value``. In two digits, exact in 16-bit floats."""
     like = recording.values[core.outs[0]].tensor
     high, low = (
-        recording.replay([value], {core.outs[0]: digit.to(like.dtype)})[0].double().round()
+        replay(recording, [value], {core.outs[0]: digit.to(like.dtype)})[0].double().round()
         for digit in (numbers // 256, numbers % 256)
     )
     return 256 * high + low
@@ -155,7 +117,7 @@ def _supports(
     On random operands, so that a saturated softmax hides nothing.
     """
     given = {v: randomised(recording.values[v].tensor, n) for n, v in enumerate(dict.fromkeys(operands.values()))}
-    out = recording.replay([core.outs[0]], given)[0]
+    out = probe(recording, [core.outs[0]], given, open_softmax=True)[0]
     weights = randomised(out, 7).detach()
     groups = {role: _Groups(given[operands[role]]) for role in ROLES}
     for head, slot in enumerate(slots):
@@ -219,7 +181,7 @@ def _masks(
     base = randomised(recording.values[value].tensor, 11)
     found: list[tuple[str, tuple[int, ...], Tensor]] = []
     for role, operand in operands.items():
-        reached = recording.replay([operand], {value: base})[0]
+        reached = probe(recording, [operand], {value: base})[0]
         if not reached.requires_grad:
             continue
         weights = randomised(reached, 13).detach()

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 
 from voltmeter.errors import AddressError, nearest
 from voltmeter.wiring import plain
-from voltmeter.wiring.heads import ROLES, Heads, find_heads
-from voltmeter.wiring.naming import component_names, component_path, leaf_path, main_stream, passes_on, stream_names
-from voltmeter.wiring.parts import ReadSplit, find_units
+from voltmeter.wiring.heads import ROLES, find_heads
+from voltmeter.wiring.naming import (
+    component_names,
+    component_path,
+    leaf_path,
+    main_stream,
+    passes_on,
+    stream_names,
+    which_reading,
+)
+from voltmeter.wiring.parts import Division, ReadSplit, find_units
 from voltmeter.wiring.planner import ReaderWish, Split, WriterWish
 from voltmeter.wiring.streams import Component, Survey
 from voltmeter.wiring.sums import is_bias
@@ -66,6 +74,7 @@ class _Desk:
         self.names = component_names(survey, set(self.heads))
         self.main = main_stream(survey)
         self.streams = stream_names(survey, self.main)
+        self.which = which_reading(survey, self.names, self.streams)
         self.small = plain.small_streams(survey) if survey.plain else [False] * len(survey.streams)
         self.begins = list(_outside(survey))
         self.inputs = self._input_names()
@@ -142,7 +151,7 @@ class _Desk:
             raise AddressError(
                 f"'{component}' cannot be divided into {wanted}",
                 [f"it can be: {', '.join(ways)}, {WHOLE}"],
-                f'for example wiring.split("{component}", "{ways[0]}")',
+                f'for example wiring.split("{component}", "{ways[0]}"), or --split {component}={ways[0]}',
             )
         axis, count = found
         return WriterWish(leaves, plain.numbered(name, wanted, count), axis=axis)
@@ -150,18 +159,19 @@ class _Desk:
     # components -------------------------------------------------------------------------------------------
 
     def _add_component(self, number: int, component: Component) -> None:
-        name, heads = self.names[number], self.heads.get(number)
+        name, which, heads = self.names[number], self.which[number], self.heads.get(number)
         wanted = self.divisions.get(name)
         if self.survey.plain and wanted in (None, "parts", "units", "channels"):
-            self._add_layer(name, component, asked=wanted is not None)
+            self._add_layer(name, which, component, asked=wanted is not None)
         elif heads is not None and wanted in (None, "parts", "heads"):
             self._add_heads(name, component, heads)
         elif heads is None and wanted in ("parts", "units") and component.feeds:
-            self._add_units(name, component)
+            self._add_units(name, which, component)
         else:
-            self._add_block(name, component, wanted or WHOLE, ("heads",) if heads is not None else ("units",))
+            ways = ("heads",) if heads is not None else ("units",)
+            self._add_block(name, which, component, wanted or WHOLE, ways)
 
-    def _add_block(self, name: str, component: Component, wanted: str, ways: tuple[str, ...]) -> None:
+    def _add_block(self, name: str, which: str, component: Component, wanted: str, ways: tuple[str, ...]) -> None:
         """One reader; one writer for each addend, whole or divided along an axis."""
         survey = self.survey
         ways = (*ways, "channels", "positions") if component.feeds else ()
@@ -178,14 +188,15 @@ class _Desk:
                 self._write(WriterRow(wish, name, survey.stream_of[leaf], leaf_path(survey, leaf), kind))
             made += self.written[leaf]
         path = component_path(survey, component)
-        self.readers.append(ReaderRow(ReaderWish(component, (name,)), name, path, (kind,), (tuple(made),)))
+        reader = ReaderWish(component, (name + which,))
+        self.readers.append(ReaderRow(reader, name, path, (kind,), (tuple(made),)))
 
-    def _add_layer(self, name: str, component: Component, asked: bool) -> None:
+    def _add_layer(self, name: str, which: str, component: Component, asked: bool) -> None:
         """A layer of a plain network, in its units, on each side where the stream is small (or it was asked for)."""
         survey, path = self.survey, component_path(self.survey, component)
         output = plain.layer_output(survey, component)
         if output is None:
-            return self._add_block(name, component, WHOLE, ())
+            return self._add_block(name, which, component, WHOLE, ())
         kind = plain.kind_of(survey, output)
         for at, leaf in enumerate(component.feeds):
             stream = survey.stream_of[leaf]
@@ -201,11 +212,11 @@ class _Desk:
             self._write(WriterRow(wish, name, stream, path, "unit" if wish.axis is not None else "block"))
         if not (asked or self.small[component.stream]):
             made = tuple(writer for leaf in component.feeds for writer in self.written[leaf])
-            wish_whole = ReaderWish(component, (name,))
+            wish_whole = ReaderWish(component, (name + which,))
             block = "block" if made else "output"
             self.readers.append(ReaderRow(wish_whole, name, path, (block,), (made,)))
             return None
-        names = plain.numbered(name, kind, plain.features(survey, output))
+        names = tuple(part + which for part in plain.numbered(name, kind, plain.features(survey, output)))
         reader = ReaderWish(component, names, (plain.output_split(survey, output),))
         self.readers.append(ReaderRow(reader, name, path, ("unit",) * len(names), self._fed_by(component, output)))
         return None
@@ -220,7 +231,7 @@ class _Desk:
                 mine += writers if len(writers) == 1 else [writers[part] for part in parts]
         return tuple(map(tuple, fed))
 
-    def _add_heads(self, name: str, component: Component, heads: Heads) -> None:
+    def _add_heads(self, name: str, component: Component, heads: Division) -> None:
         survey, leaf = self.survey, component.feeds[0]
         writers = tuple(f"{name}.h{h}" for h in range(len(heads.parts.columns)))
         if leaf not in self.written:  # cross-attention reads two streams and writes once
@@ -234,7 +245,7 @@ class _Desk:
         path = component_path(survey, component)
         self.readers.append(ReaderRow(reader, name, path, tuple(readers.kinds), tuple(readers.feeds)))
 
-    def _add_units(self, name: str, component: Component) -> None:
+    def _add_units(self, name: str, which: str, component: Component) -> None:
         """One writer and one reader per hidden unit (MLP neurons)."""
         survey, path = self.survey, component_path(self.survey, component)
         units = find_units(survey, component)
@@ -242,14 +253,17 @@ class _Desk:
             raise AddressError(
                 f"'{name}' cannot be divided into units",
                 [f"{path or 'it'} does not end in one product with weights that each unit enters alone"],
-                f'divide what it writes instead: wiring.split("{name}", "channels")',
+                f'divide what it writes: wiring.split("{name}", "channels"), or --split {name}=channels',
             )
         leaf, parts = component.feeds[0], units.parts
         writers = tuple(f"{name}.n{n}" for n in range(len(parts.columns)))
         wish = WriterWish((leaf,), writers, parts=parts)
         linearised = parts.projection.linearised
-        self._write(WriterRow(wish, name, component.stream, leaf_path(survey, leaf), "unit", linearised))
-        reader = ReaderWish(component, writers, tuple(_unit_split(read) for read in units.reads))
+        if leaf not in self.written:
+            row = WriterRow(wish, name, survey.stream_of[leaf], leaf_path(survey, leaf), "unit", linearised)
+            self._write(row)
+        names = tuple(writer + which for writer in writers)
+        reader = ReaderWish(component, names, tuple(_unit_split(read) for read in units.reads))
         kinds = ("unit",) * len(writers)
         self.readers.append(ReaderRow(reader, name, path, kinds, tuple((writer,) for writer in writers)))
 
@@ -288,7 +302,7 @@ class _HeadReaders:
         self.feeds.append(feeds)
 
 
-def _head_readers(survey: Survey, name: str, writers: tuple[str, ...], heads: Heads) -> _HeadReaders:
+def _head_readers(survey: Survey, name: str, writers: tuple[str, ...], heads: Division) -> _HeadReaders:
     """Queries by head; keys and values by head, or by key/value head where heads share them."""
     readers = _HeadReaders([], [], [], {})
     for role in ROLES:

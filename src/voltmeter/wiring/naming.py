@@ -90,6 +90,14 @@ def component_names(survey: Survey, attention: set[int]) -> list[str]:
     return _unique(names, [c.feeds for c in components])
 
 
+def which_reading(survey: Survey, names: Sequence[str], streams: Sequence[str]) -> list[str]:
+    """What tells apart the readers of a component that reads several streams: ``<encoder>``, ``<main>``; else ""."""
+    twice = [names.count(name) > 1 for name in names]
+    stream = [streams[component.stream] for component in survey.components]
+    whole = _unique([f"{name}<{of}>" if two else name for name, of, two in zip(names, stream, twice, strict=True)])
+    return [made.removeprefix(name) for made, name in zip(whole, names, strict=True)]
+
+
 def _unique(names: list[str], keys: Sequence[tuple[int, ...]] | None = None) -> list[str]:
     """Number names that occur again, unless for the same key."""
     taken: dict[str, list[tuple[int, ...]]] = {}

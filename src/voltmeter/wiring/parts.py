@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from voltmeter.wiring.algebra import FLAT, MOVED, base_name, derived, mixes
+from voltmeter.wiring.replay import probe, randomised
 from voltmeter.wiring.streams import Component, Site, Survey
 from voltmeter.wiring.trace import Op, Recording, Ref
 
@@ -47,6 +48,14 @@ class ReadSplit:
     value: int
     lead: int
     columns: tuple[tuple[str, tuple[int, ...], Columns], ...]  # (role, heads or units that use it, columns)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Heads or hidden units: which columns of the projection's input are whose, and which of each reading call's."""
+
+    parts: Parts
+    reads: tuple[ReadSplit, ...]
 
 
 def projection_of(recording: Recording, leaf: int) -> Projection | None:
@@ -108,13 +117,6 @@ def projected_argument(recording: Recording, projection: Projection) -> int | No
     return value
 
 
-def randomised(tensor: Tensor, seed: int) -> Tensor:
-    """Random values in place of ``tensor``, for asking on what something depends."""
-    generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(tensor.shape, generator=generator, dtype=torch.float32) * 0.5
-    return made.to(tensor.device, tensor.dtype).requires_grad_()
-
-
 def gates(survey: Survey, start: Sequence[int], ends: set[int]) -> list[int]:
     """Call outputs that every path from ``start`` to ``ends`` passes through, in order."""
     recording = survey.recording
@@ -139,15 +141,7 @@ def _all_pass(span: Sequence[Op], start: set[int], gate: int, ends: set[int]) ->
     return not around & ends
 
 
-@dataclass(frozen=True)
-class Units:
-    """A component's hidden units: columns of the projection's input, and each unit's columns of the reading calls."""
-
-    parts: Parts
-    reads: tuple[ReadSplit, ...]
-
-
-def find_units(survey: Survey, component: Component) -> Units | None:
+def find_units(survey: Survey, component: Component) -> Division | None:
     """The hidden units of a component, or None when it does not end in one product that each unit enters alone."""
     recording = survey.recording
     projection = projection_of(recording, component.feeds[0]) if len(component.feeds) == 1 else None
@@ -162,7 +156,7 @@ def find_units(survey: Survey, component: Component) -> Units | None:
         reads.append(split)
     tensor = recording.values[z].tensor
     columns = tuple((unit,) for unit in range(tensor.shape[-1]))
-    return Units(Parts(projection, z, tensor.dim() - 1, columns), tuple(reads))
+    return Division(Parts(projection, z, tensor.dim() - 1, columns), tuple(reads))
 
 
 def _unit_split(survey: Survey, site: Site, number: int, z: int) -> ReadSplit | None:
@@ -195,7 +189,7 @@ def _owners(recording: Recording, value: int, z: int) -> Tensor | None:
     for seed in range(_DRAWS):
         base = randomised(tensor, seed)
         with torch.enable_grad():
-            reached = recording.replay([z], {value: base})[0]
+            reached = probe(recording, [z], {value: base})[0]
             if not reached.requires_grad:
                 return None
             number, used = torch.zeros_like(owner), torch.zeros_like(owner, dtype=torch.bool)

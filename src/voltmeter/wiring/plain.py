@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from voltmeter.wiring.algebra import base_name
-from voltmeter.wiring.parts import randomised
 from voltmeter.wiring.planner import Split
+from voltmeter.wiring.replay import probe, randomised
 from voltmeter.wiring.streams import Component, Survey
 from voltmeter.wiring.trace import Recording
 
@@ -80,11 +80,11 @@ def made_of(survey: Survey, output: int, leaf: int) -> list[tuple[int, ...]]:
     alone = [set(range(parts)) for _ in range(like.shape[axis])]
     for seed in (17, 19):
         here, there = (4 * randomised(like, seed + n).detach() for n in (0, 1000))
-        expected = recording.replay([leaf], {output: here})[0]
+        expected = probe(recording, [leaf], {output: here})[0]
         for unit, mine in enumerate(alone):
             mixed = there.clone()
             mixed.select(axis, unit).copy_(here.select(axis, unit))
-            mine &= _unchanged(expected, recording.replay([leaf], {output: mixed})[0], feature_axis(survey, leaf))
+            mine &= _unchanged(expected, probe(recording, [leaf], {output: mixed})[0], feature_axis(survey, leaf))
     if set().union(*alone) != set(range(parts)):
         return [tuple(range(parts))] * len(alone)
     return [tuple(sorted(mine)) for mine in alone]

@@ -75,6 +75,7 @@ class Site:
     readings: tuple[Reading, ...]  # one for each state, or several of one state by columns
     leaf: int = 0
     lead: int = 0
+    overwritten: tuple[int, ...] = ()  # arguments into which the call writes
     output: int | None = None
     value: Expr | Source | None = None  # the returned stream (or its norm) as an expression
 

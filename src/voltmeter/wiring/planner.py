@@ -215,8 +215,9 @@ class _Planner:
                 elif number in splits:
                     _claim(sites, self._split_site(builder, found.call, first, splits[number]))
                 else:
-                    key = self.recording.calls[found.call].key
-                    _claim(sites, Site(-1, key, builder.inputs(found.call), (state.number,), (reading,)))
+                    call, inputs = self.recording.calls[found.call], builder.inputs(found.call)
+                    made = Site(-1, call.key, inputs, (state.number,), (reading,), overwritten=call.overwritten)
+                    _claim(sites, made)
             first += len(wish.names)
         return [replace(site, number=n) for n, site in enumerate([*sites.values(), *outputs])]
 
@@ -234,7 +235,8 @@ class _Planner:
         wide = Builder(self.recording, builder.start, region, builder.state)
         readings = tuple(Reading(first + reader, columns) for reader, columns in split.columns)
         leaf = call.outs.index(split.value)
-        return Site(-1, call.key, wide.inputs(call.index), (builder.state,), readings, leaf, split.lead)
+        inputs = wide.inputs(call.index)
+        return Site(-1, call.key, inputs, (builder.state,), readings, leaf, split.lead, call.overwritten)
 
 
 def _claim(sites: dict[CallKey, Site], made: Site) -> None:

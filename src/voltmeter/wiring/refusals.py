@@ -10,7 +10,8 @@ UNREADABLE = "this model's residual stream could not be read"
 def declaring(module: str = "") -> str:
     """The mend: a module that cannot be read may be declared one opaque component. The root module may not."""
     if module:
-        return f'make it one opaque component: voltmeter.wire(model, example, declare=["{module}"])'
+        python = f'voltmeter.wire(model, example, declare=["{module}"])'
+        return f"make it one opaque component: {python}, or --declare {module} on the command line"
     return "put the part that cannot be read into a module of its own and declare it; see docs/wiring.md#declare"
 
 

@@ -29,6 +29,7 @@ class Listener(ABC):
     """What a tapped run is for. Subclasses answer reads, and hear what else they care for."""
 
     wants_constants = False
+    wants_writes = True  # a component's parts are made only for who listens
 
     def begin(self) -> None:
         """The model is about to run."""
@@ -170,7 +171,7 @@ class Tap(Follower):
     # writing --------------------------------------------------------------------------------------------
 
     def _contribute(self, write: Write, operand: Tensor) -> None:
-        if not write.writers and not self.listener.wants_constants:
+        if not (self.listener.wants_writes if write.writers else self.listener.wants_constants):
             return
         if write.divided is not None:
             outs, bias = self._parts(write, write.divided, operand)
@@ -178,7 +179,7 @@ class Tap(Follower):
                 self._constant(write, bias * write.scale)
         else:
             outs = operand[None]
-        self._deliver(write, outs if write.scale == 1.0 else outs * write.scale)
+        self._deliver(write, _times(outs, write.scale))
 
     def _constant(self, write: Write, bias: Tensor) -> None:
         if write.stream in self._shape:
@@ -212,8 +213,8 @@ class Tap(Follower):
         made = self._made[divided.call]
         parts, bias = multiplied(made, divided, self.listener.wants_constants)
         if divided.after is None:
-            parts = parts.reshape(len(divided.columns), *operand.shape) * divided.scale
-            return parts, None if bias is None else bias.reshape(operand.shape) * divided.scale
+            parts = _times(parts.reshape(len(divided.columns), *operand.shape), divided.scale)
+            return parts, None if bias is None else _times(bias.reshape(operand.shape), divided.scale)
         run = held_run(self._made, divided.after)
         nothing = torch.zeros_like(parts[0])
         empty = evaluate(divided.after, run, {AT_HAND: nothing})
@@ -226,7 +227,8 @@ class Tap(Follower):
 
     def _site(self, site: Site, made: Made) -> Any:
         xs = {number: self._x[number] for number in site.states}
-        return self.listener.read(ModelCall(site, xs, made, self._made, site.number in self.modes.folded))
+        out = self.listener.read(ModelCall(site, xs, made, self._made, site.number in self.modes.folded))
+        return _written(site, made, out)
 
     def _returned(self, site: Site, output: Any) -> Any:
         assert site.output is not None
@@ -234,6 +236,14 @@ class Tap(Follower):
         xs = {number: self._x[number] for number in site.states}
         leaves[site.output] = self.listener.read(ReturnedCall(site, xs, leaves[site.output], self._made))
         return tree_unflatten(leaves, spec)
+
+
+def _written(site: Site, made: Made, out: Any) -> Any:
+    """What a reading call returns; where it works in place, in the tensor that the model may go on to use."""
+    if len(site.overwritten) != 1 or not isinstance(out, Tensor):
+        return out
+    target = tensors_in((made.args, made.kwargs))[site.overwritten[0]]
+    return out if out is target else target.copy_(out)
 
 
 def _operand(write: Write, made: Made) -> Tensor:
@@ -244,6 +254,11 @@ def _operand(write: Write, made: Made) -> Tensor:
     operand = leaves[write.place.leaf]
     shape = torch.broadcast_shapes(*(t.shape for t in leaves))
     return operand.expand(shape) if operand.shape != shape else operand
+
+
+def _times(tensor: Tensor, scale: float) -> Tensor:
+    """``tensor * scale``, without a pass over it where that changes nothing."""
+    return tensor if scale == 1.0 else tensor * scale
 
 
 def _along(operand: Tensor, write: Write) -> Tensor:

@@ -5,8 +5,9 @@ what was computed, in a small vocabulary that in-place writes, operators and fus
 The recording keeps both, and the link between them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class Op:
 
 @dataclass
 class Call:
-    """One torch call of the model's code; ``ins`` are the tensor leaves of its arguments, in order."""
+    """One torch call of the model's code; ``ins`` are the tensor leaves of its arguments, in order, and
+    ``overwritten`` the numbers of those that it wrote into."""
 
     index: int
     key: CallKey
@@ -80,6 +82,7 @@ class Call:
     kwargs: dict[str, Any]
     ins: tuple[int, ...] = ()
     outs: tuple[int, ...] = ()
+    overwritten: tuple[int, ...] = ()
 
 
 @dataclass
@@ -103,27 +106,14 @@ class Recording:
     outputs: tuple[tuple[int, int], ...] = ()  # (leaf number in the output pytree, value)
     mutated: set[int] = field(default_factory=set)  # versions later overwritten in place
 
-    def replay(self, targets: Sequence[int], given: dict[int, Tensor]) -> list[Tensor]:
-        """Recompute ``targets`` with some versions replaced by ``given``; gradients flow."""
-        changed: dict[int, Tensor] = dict(given)
-        last = max((self.values[t].op or 0 for t in targets), default=0)
-        first = min((self.values[v].op or 0 for v in given), default=0)
-        for op in self.ops[first : last + 1]:
-            if any(i in changed for i in op.ins) and not all(o in given for o in op.outs):
-                for out, tensor in zip(op.outs, self._again(op, changed), strict=True):
-                    changed.setdefault(out, tensor)
-        return [changed.get(t, self.values[t].tensor) for t in targets]
-
-    def _again(self, op: Op, changed: dict[int, Tensor]) -> list[Tensor]:
-        def look(leaf: Any) -> Any:
-            if not isinstance(leaf, Ref):
-                return leaf
-            tensor = changed.get(leaf.value, self.values[leaf.value].tensor)
-            return tensor.clone() if _mutates(op.func) else tensor
-
-        args, kwargs = tree_map(look, (op.args, op.kwargs))
-        func = torch.reshape if op.name in ("view", "_unsafe_view") and len(args[1]) else op.func  # strides may differ
-        return _results(func(*args, **kwargs), _overwritten(op.func, args, kwargs))
+    @cached_property
+    def weights(self) -> frozenset[int]:
+        """Versions that are parameters, or are made of parameters and other constants alone."""
+        found = {v for v, held in enumerate(self.values) if held.op is None and isinstance(held.tensor, nn.Parameter)}
+        for op in self.ops:
+            if any(i in found for i in op.ins):
+                found.update(out for out in op.outs if not self.values[out].dynamic)
+        return frozenset(found)
 
 
 def record(model: nn.Module, run: Callable[[], Any], inputs: Any, opaque: Iterable[str] = ()) -> Recording:
@@ -137,14 +127,15 @@ def record(model: nn.Module, run: Callable[[], Any], inputs: Any, opaque: Iterab
     return recorder.recording
 
 
-def _mutates(func: Any) -> bool:
+def mutates(func: Any) -> bool:
+    """The op writes into some of its arguments."""
     schema = getattr(func, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
 
 
-def _overwritten(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def overwritten(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an op writes into."""
-    if not _mutates(func):
+    if not mutates(func):
         return []
     found: list[Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
@@ -155,7 +146,7 @@ def _overwritten(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
     return found
 
 
-def _results(out: Any, written: Iterable[Tensor]) -> list[Tensor]:
+def results(out: Any, written: Iterable[Tensor]) -> list[Tensor]:
     """What an op made: the tensors it returned and those it overwrote, each once."""
     return list({id(t): t for t in [*tensors_in(out), *written]}.values())
 
@@ -200,8 +191,8 @@ class _Recorder(Follower):
 
     def on_call(self, key: CallKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outer, calls = self.calling, self.recording.calls
-        ins = tuple(self.version(t) for t in tensors_in((args, kwargs)))
-        call = Call(len(calls), key, func, args, kwargs, ins)
+        given = tensors_in((args, kwargs))
+        call = Call(len(calls), key, func, args, kwargs, tuple(self.version(t) for t in given))
         calls.append(call)
         self.calling = call.index
         try:
@@ -209,6 +200,7 @@ class _Recorder(Follower):
         finally:
             self.calling = outer
         call.outs = tuple(self.version(t) for t in tensors_in(out))
+        call.overwritten = tuple(at for at, t in enumerate(given) if self.version(t) != call.ins[at])
         return out
 
     def on_opaque(
@@ -267,7 +259,7 @@ class _OpRecorder(TorchDispatchMode):
         if owner.muted:
             return func(*args, **kwargs)
         before = [(t, owner.version(t)) for t in tensors_in((args, kwargs))]
-        written = _overwritten(func, args, kwargs)
+        written = overwritten(func, args, kwargs)
         for tensor in written:  # what it held is about to be lost
             old = owner.version(tensor)
             owner.recording.values[old].tensor = tensor.clone()
@@ -281,7 +273,7 @@ class _OpRecorder(TorchDispatchMode):
         owner, recording = self.owner, self.owner.recording
         dynamic = any(recording.values[i].dynamic for i in ins) and func._opname not in _SHAPE_ONLY
         index = len(recording.ops)
-        fresh = _results(out, written)
+        fresh = results(out, written)
         if self._added_product(func, refs, out):
             product = torch.bmm if func._opname == "baddbmm" else torch.mm
             value = product(recording.values[ins[1]].tensor, recording.values[ins[2]].tensor)

@@ -8,7 +8,7 @@ Sums alone would not notice a path that bypasses the stream; law 2 does. The che
 arithmetic and no engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,13 +34,13 @@ class _Sums(Listener):
     wants_constants = True
 
     def __init__(self) -> None:
-        self.outs: dict[int, Tensor] = {}
+        self.outs: dict[int, Tensor] = {}  # by the first of the writers that wrote together: they have one coefficient
         self.constants: dict[int, Tensor] = {}  # by the number of the write that brought them
         self.worst: dict[int, float] = {}  # state -> relative gap
 
     def wrote(self, write: Write, outs: Tensor) -> None:
-        # A copy: the model may overwrite what it added.
-        self.outs.update({w: out.double().clone() for w, out in zip(write.writers, outs, strict=True)})
+        # A tensor of its own: the model may overwrite what it added.
+        self.outs[write.writers[0]] = outs.sum(0, dtype=torch.float64)
 
     def constant(self, write: Write, value: Tensor) -> None:
         self.constants[write.number] = value.double().clone()
@@ -49,7 +49,8 @@ class _Sums(Listener):
         exact = x.double()
         total = torch.zeros_like(exact)
         for writer, scale in zip(state.members, state.scales, strict=True):
-            total += scale * self.outs[writer].reshape(x.shape)
+            if writer in self.outs:
+                total += scale * self.outs[writer].reshape(x.shape)
         for number, scale in state.constants:
             if number in self.constants:
                 total += scale * self.constants[number].reshape(x.shape)
@@ -60,18 +61,24 @@ class _Sums(Listener):
 
 
 class _Fixed(Listener):
-    """Every reader reads what ``reads[state]`` says (law 2), or the state itself (law 1)."""
+    """Every reader reads what ``reads[state]`` says (law 2), or the state itself (law 1); or those of one site only."""
 
-    def __init__(self, reads: Mapping[int, Tensor] | None = None) -> None:
-        self.reads = reads
+    wants_writes = False
+
+    def __init__(self, reads: Mapping[int, Tensor] | None = None, only: int | None = None) -> None:
+        self.reads, self.only = reads, only
 
     def read(self, reading: ReadingCall) -> Any:
+        if self.only not in (None, reading.site.number):
+            return reading.plain()
         source = reading.xs if self.reads is None else self.reads
         counts = {state: len(readings_of(reading.site, state)) for state in reading.site.states}
         return reading.evaluate({s: source[s].unsqueeze(0).expand(n, *source[s].shape) for s, n in counts.items()})
 
 
 class _Remember(Listener):
+    wants_writes = False
+
     def __init__(self) -> None:
         self.states: dict[int, Tensor] = {}
 
@@ -135,7 +142,7 @@ def laws(model: nn.Module, plan: Plan, inputs: Any, modes: Modes, tolerance: flo
     if not law1 <= tolerance:
         raise WiringError(
             "this model could not be run through its own wiring",
-            [f"with every edge kept, its output was off by {law1:.1e} (law 1)"],
+            [f"with every edge kept, its output was off by {law1:.1e} (law 1)", *_astray(model, plan, inputs, plain)],
             declaring(),
         )
     if not law2 <= tolerance:
@@ -148,6 +155,13 @@ def laws(model: nn.Module, plan: Plan, inputs: Any, modes: Modes, tolerance: flo
             declaring(),
         )
     return law1, law2
+
+
+def _astray(model: nn.Module, plan: Plan, inputs: Any, plain: list[Tensor]) -> Iterator[str]:
+    """The calls that, evaluated once more on what they read, come to something else."""
+    for site in plan.sites:
+        if _gap(_tapped(model, plan, _Fixed(only=site.number), inputs, LOOPED), plain) > 0.01 * _size(plain):
+            yield f"{site.call.place if site.call else 'the output'} could not be repeated"
 
 
 def _first_module(plan: Plan) -> str:
@@ -163,6 +177,8 @@ def find_modes(model: nn.Module, plan: Plan, inputs: Any) -> Modes:
 
 class _Trial(Listener):
     """Gives each divided site different inputs per reading, folded and looped."""
+
+    wants_writes = False
 
     def __init__(self) -> None:
         self.agree: set[int] = set()

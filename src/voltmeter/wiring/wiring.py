@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from voltmeter.errors import AddressError, nearest
 from voltmeter.wiring.plan import Plan
 from voltmeter.wiring.streams import Survey
 from voltmeter.wiring.tap import Modes
+
+if TYPE_CHECKING:
+    from voltmeter.wiring.weights import HeadWeights
 
 
 class Edge(NamedTuple):
@@ -262,6 +265,17 @@ class Wiring:
                 "bind a model of the same structure, or wire it by itself",
             )  # fmt: skip
         return other
+
+    def weights(self, head: str) -> "HeadWeights":
+        """The weight matrices of an attention head: ``wiring.weights("a1.h0").W_Q`` [d_model, d_head].
+
+        Under grouped-query attention keys and values are those of the head's key/value head. Costs one forward pass on
+        the example. Raises AddressError when no head is called so, WiringError when its queries, keys, values or output
+        are not plain products with weights (a low-rank projection; a norm over all heads, before they divide).
+        """
+        from voltmeter.wiring.weights import head_weights
+
+        return head_weights(self, head)
 
     def split(self, component: str, into: str = "parts") -> "Wiring":
         """Divide a component, and leave the others as they are.
