@@ -134,3 +134,22 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
 def test_results_that_are_no_numbers_are_refused_before_they_are_lost() -> None:
     with pytest.raises(FormatError, match=r"results.faithfulness.normalised is nan"):
         dataclasses.replace(RECORD, results={"faithfulness": {"normalised": float("nan")}})
+
+
+def test_what_somebody_put_beside_a_run_is_not_replaced_with_it(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("what I saw")
+    for refuse in (lambda: write(tmp_path / "run"), lambda: check_run_directory(tmp_path / "run", RECORD)):
+        with pytest.raises(OutputError) as caught:
+            refuse()
+        assert str(caught.value) == (
+            f"{tmp_path / 'run'} holds this run, and files that are no part of it\n"
+            "  notes.txt\n"
+            "  move them elsewhere, or give another directory with --out"
+        )
+    assert (tmp_path / "run" / "notes.txt").read_text() == "what I saw"
+
+
+def test_a_name_too_long_for_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written \(File name too long\)"):
+        check_run_directory(tmp_path / ("a" * 300), RECORD)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,18 @@ def test_run_json_holds_what_is_needed_to_repeat_it(here: Path) -> None:
     assert voltmeter(*again).exit_code == 0
     for name in ("scores.safetensors", "circuit.json"):
         assert (here / "first" / name).read_bytes() == (here / "again" / name).read_bytes()
+
+
+def test_seconds_are_those_of_the_steps(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What setting up the judge takes is not among them."""
+    set_up = Judge.__init__
+
+    def slowly(self: Judge, *given: Any) -> None:
+        time.sleep(1.5)
+        set_up(self, *given)
+
+    monkeypatch.setattr(Judge, "__init__", slowly)
+    assert json.loads(discover("--edges", 4, "--json").stdout)["seconds"] < 1.5
 
 
 def test_the_same_run_is_replaced_and_another_is_not(here: Path) -> None:

@@ -237,6 +237,16 @@ WRONG = {
         ),
         tuple(rows(corrupted=[2, 1, 12, 3, 4, 5])),
     ),
+    "tokens missing on both sides of a pair": Refusal(
+        "discover hooked:tiny --task task.jsonl",
+        (
+            "voltmeter: 1 pair has tokens missing from the vocabulary of 12 tokens",
+            "~  (train|held-out) row 3, clean: \\[13\\]",
+            "~  (train|held-out) row 3, corrupted: \\[13, 12\\]",
+            "  give the token ids of this model's tokenizer",
+        ),
+        tuple(rows(clean=[13, 1, 2, 3, 4, 5], corrupted=[13, 1, 12, 3, 4, 5])),
+    ),
     "more positions than there are": Refusal(
         "discover hooked:tiny --task task.jsonl",
         ("~voltmeter: .*7 positions.*", "~.*"),
@@ -333,6 +343,54 @@ WRONG = {
         "discover hooked:tiny --task pairs.jsonl --edges 1000",
         ("voltmeter: a circuit of 1,000 edges was asked for, the wiring has 9", "  give --edges 9 or fewer"),
     ),
+    "settings that cannot be meant": Refusal(
+        "discover hooked:tiny --task pairs.jsonl --set spread=0 --set target=-5 --set initial=2 --set learning_rate=0",
+        (
+            "voltmeter: edge-sp cannot work with these settings",
+            "  learning_rate is 0.0, a number above 0 was expected",
+            "  spread is 0.0, a number from 1 was expected",
+            "  target is -5, a number of edges from 1, or None was expected",
+            "  initial is 2.0, a probability between 0 and 1 was expected",
+        ),
+    ),
+    "a price that is none": Refusal(
+        "discover hooked:tiny --task pairs.jsonl --edges 3 --set price=0",
+        ("voltmeter: edge-sp cannot work with these settings", "  price is 0.0, a number above 0 was expected"),
+    ),
+    "a price that is no number": Refusal(
+        "discover hooked:tiny --task pairs.jsonl --set price=nan",
+        ("voltmeter: edge-sp cannot work with these settings", "  price is nan, a number from 0 was expected"),
+    ),
+    "a setting given twice": Refusal(
+        "discover hooked:tiny --task pairs.jsonl --set price=1 --set price=2 --set n_steps=3 --steps 4",
+        (
+            "voltmeter: a setting was given more than once",
+            "  price: 1 and 2",
+            "  n_steps: 3 and 4",
+            "  give each once; --steps is n_steps",
+        ),
+    ),
+    "a name too long for a task": Refusal(
+        f"discover hooked:tiny --task {'a' * 300}",
+        (f"voltmeter: there is no task or file called '{'a' * 300}'", "~  built-in tasks: .*", "~.*"),
+    ),
+    "a task without a name": Refusal(
+        "discover hooked:tiny --task ''",
+        ("voltmeter: there is no task or file called ''", "~  built-in tasks: .*", "~.*"),
+    ),
+    "a token id that no tensor holds": Refusal(
+        "discover hooked:tiny --task task.jsonl",
+        (
+            "voltmeter: 1 of 4 rows of task.jsonl cannot be read",
+            "  row 3: 'answers' holds 9223372036854775808, a text or token ids were expected",
+            "~.*",
+        ),
+        tuple(rows(answers=[2**63])),
+    ),
+    "a name too long for a directory": Refusal(
+        f"discover hooked:tiny --task pairs.jsonl --out {'a' * 300}",
+        ("~voltmeter: .*a{300} cannot be written \\(File name too long\\)", "~  give .*--out"),
+    ),
     "two sizes": Refusal(
         "discover hooked:tiny --task pairs.jsonl --edges 3 --faithful 0.9",
         (
@@ -363,8 +421,8 @@ WRONG = {
     "left padding that a model cannot be told of": Refusal(
         "wire py:cli_models:left_padded",
         (
-            "voltmeter: 1 rows are padded on the left, and this model takes no position_ids",
-            "  rows 0",
+            "voltmeter: 1 row is padded on the left, and this model takes no position_ids",
+            "  row 0",
             "  pad on the right",
         ),
     ),
@@ -404,6 +462,29 @@ def test_a_directory_that_holds_another_run(here: Path) -> None:
         "  edge-sp on HookedModel, pairs, fill resample, seed 0\n"
         "  give another directory with --out\n"
     )
+
+
+def test_notes_beside_a_run_are_not_lost(here: Path) -> None:
+    assert discover("--edges", 3, "--out", "it").exit_code == 0
+    (here / "it" / "notes.txt").write_text("what I saw")
+    assert "it holds this run, and files that are no part of it\n  notes.txt\n" in refused(
+        here, lambda: discover("--edges", 3, "--out", "it")
+    )
+
+
+def test_a_row_longer_than_the_model_takes(here: Path) -> None:
+    """The example that a model is wired on may be of shorter rows."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=6)
+    transformers.GPT2LMHeadModel(config).save_pretrained(here / "gpt2")
+    long = {key: [*row, 1, 1] for key, row in rows()[3].items() if key in ("clean", "corrupted")}
+    short = [{**row, "split": "train" if i < 2 else "held_out"} for i, row in enumerate(rows())]
+    write_rows(here / "task.jsonl", [*short[:3], {**short[3], **long}])
+    said = refused(here, lambda: voltmeter("discover", "gpt2", "--task", "task.jsonl")).splitlines()
+    assert re.fullmatch("voltmeter: gpt2 does not run on held-out row 4 of task, the longest", said[0])
+    assert said[1:3] == ["  IndexError: index out of range in self", "  ['input_ids']: int64 [1, 8]"]
 
 
 def test_many_rows_are_listed_as_far_as_a_screen_goes(here: Path) -> None:
@@ -479,6 +560,13 @@ def test_debug_shows_where(here: Path) -> None:
             1,
             "the machine's memory is not enough\n  RuntimeError: CUDA out of memory. Tried\n"
             "  give a smaller --batch-size",
+        ),
+        (
+            RuntimeError("more than one element refers to a single memory location"),
+            1,
+            "something went wrong that should not\n"
+            "  RuntimeError: more than one element refers to a single memory location\n"
+            "  say --debug to see where; please report it",
         ),
         (KeyboardInterrupt(), 130, "stopped; nothing was written"),
     ],

@@ -277,3 +277,31 @@ def test_states_are_saved_as_time_goes_by(here: Path, monkeypatch: pytest.Monkey
     assert 1 < len(saved) < 9
     assert saved == sorted(set(saved))
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_what_somebody_keeps_under_the_name_of_an_unfinished_run_stays(here: Path) -> None:
+    (here / "it.partial").mkdir()
+    (here / "it.partial" / "thesis.tex").write_text("all my work")
+    assert discover("--edges", 3, "--out", "it").exit_code == 0
+    assert files(here / "it.partial") == {"thesis.tex"}
+
+
+def test_a_file_in_the_place_of_an_unfinished_run_is_refused_before_the_work(here: Path) -> None:
+    (here / "it.partial").write_text("")
+    refused = discover("--edges", 3, "--out", "it")
+    assert (refused.exit_code, (here / "it").exists()) == (2, False)
+    assert refused.stderr == (
+        "voltmeter: it.partial is a file, and a run that is stopped is kept in a directory of that name\n"
+        "  give another directory with --out, or move the file\n"
+    )
+
+
+def test_an_unfinished_run_says_what_it_is_though_another_began_there(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between its two files leaves the first; the next run to be stopped there writes its own."""
+    partial(monkeypatch, "--seed", 3)
+    (here / "it.partial" / STATE).unlink()
+    partial(monkeypatch, "--seed", 4)
+    told = discover("--out", "it", "--resume", "--seed", 5).stderr
+    assert "  seed: 4 there, 5 here\n" in told

@@ -1,6 +1,7 @@
 """Methods score edges; faithfulness is what the definitions say; a stopped run resumes to the same result."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from voltmeter.discover import METHODS, Judge, Method, ask, method_named, prepar
 from voltmeter.discover.faithful import Faithfulness
 from voltmeter.discover.masks import EdgeSp, draw, kept_probability
 from voltmeter.discover.method import run_method
-from voltmeter.errors import CircuitError, FillError, MetricError, VoltmeterError
+from voltmeter.discover.question import has_logits
+from voltmeter.errors import CircuitError, FillError, KeepError, MetricError, TaskError, VoltmeterError
 from voltmeter.task import Pairs, Task, metric_of
 from voltmeter.task.metric import KL, LOGIT_DIFFERENCE
 
@@ -57,6 +59,17 @@ def test_scores_carry_their_conditions(small: Any, method: Method) -> None:
     assert told.dtype == "float32"
     assert "torch" in told.versions
     assert found.edges == wiring.edges.names
+
+
+def test_scores_under_other_fill_values_have_other_conditions(small: Any) -> None:
+    """Though both fills are called the same."""
+    wiring, task = small
+    means = prepare_fill("mean", wiring, task).tensors  # type: ignore[attr-defined]
+    mine, same, other = (
+        vm.discover(wiring, task, "eap", vm.fill.tensor({name: by * mean for name, mean in means.items()})).conditions
+        for by in (1, 1, 2)
+    )
+    assert (mine == same, mine == other) == (True, False)
 
 
 def test_the_model_is_untouched(small: Any, method: Method) -> None:
@@ -154,6 +167,49 @@ def test_faithfulness_is_as_defined(small: Any) -> None:
     assert judge.measure(torch.zeros_like(keep)).normalised == 0.0
 
 
+def test_a_circuit_of_another_wiring_is_not_measured(small: Any) -> None:
+    """Its edges are as many: only their names tell."""
+    wiring, task = small
+    other = Circuit(wiring.edges.names[::-1], torch.ones(len(wiring.edges), dtype=torch.bool))
+    judge = Judge(wiring, task, task.held_out, vm.fill.resample())
+    says(lambda: judge.measure(other), KeepError, "the circuit belongs to another wiring")
+
+
+def figures(demo: Any, values: Tensor, groups: list[str]) -> Faithfulness:
+    """What a judge says of pairs whose metric is 0 with nothing kept, 1 in full, and ``values`` in between."""
+    wiring, task = demo
+    pairs = replace(task.held_out.batch(range(len(values))), groups=tuple(groups))
+    judge = Judge(wiring, Task("few", pairs, pairs, task.metric), pairs, vm.fill.resample())
+    judge.none, judge.full = torch.zeros_like(judge.none), torch.ones_like(judge.full)
+    return judge._figures(values.double(), judge.none_kl)
+
+
+def test_intervals_draw_whole_groups_whatever_their_sizes(demo: Any) -> None:
+    """The spread of a mean of groups drawn with replacement, worked out by hand; pairs within a group are not drawn."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.randint(1, 4, (120,), generator=generator)
+    worth = torch.rand(120, generator=generator)
+    values = worth.repeat_interleave(sizes)
+    names = [f"group {i}" for i in range(120) for _ in range(sizes[i])]
+    found = figures(demo, values, names)
+    # of a ratio of sums over groups (the delta method)
+    deviation = float(((sizes * (worth - values.mean())) ** 2).sum().sqrt() / sizes.sum())
+    low, high = found.normalised_interval
+    # a quantile at 2.5% of 1,000 resamples is known to about 0.08 standard deviations
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation, rel=0.12)
+    assert (low + high) / 2 == pytest.approx(found.normalised, abs=0.3 * deviation)
+    assert (found.n_pairs, found.n_groups) == (int(sizes.sum()), 120)
+
+
+def test_pairs_of_one_group_are_never_apart(demo: Any) -> None:
+    """Each group's mean is the same: whatever is drawn, so is the figure."""
+    found = figures(demo, torch.tensor([0.2, 0.8, 0.5, 0.3, 0.7, 0.5, 0.5]), ["a", "a", "b", "c", "c", "d", "d"])
+    assert found.normalised_interval == pytest.approx((0.5, 0.5))
+    assert figures(demo, torch.tensor([0.2, 0.4, 0.7, 0.9]), list("abcd")).median == pytest.approx(0.55), (
+        "between the two in the middle"
+    )
+
+
 @pytest.mark.parametrize(
     ("normalised", "kl", "holds"), [(0.9, 0.1, True), (0.89, 0.0, False), (1.11, 0.0, False), (1.0, 0.11, False)]
 )
@@ -204,11 +260,68 @@ def test_a_circuit_is_asked_for_in_one_way(small: Any) -> None:
     assert isinstance(read.circuit(edges=3), Circuit)
 
 
+@pytest.mark.parametrize("settings", [{"n_steps": 0}, {"price": -1.0}, {"price": 0.0, "target": 9}])
+def test_settings_that_cannot_be_meant(settings: dict[str, Any]) -> None:
+    says(lambda: EdgeSp(**settings), VoltmeterError, "edge-sp cannot work with these settings\n", next(iter(settings)))
+    assert EdgeSp(price=0.0).price == 0, "without a target, nothing is steered by it"
+
+
+def test_a_question_that_cannot_be_meant(small: Any, method: Method) -> None:
+    """A batch of -1 pairs makes no batches: once, every score was 0."""
+    for size in (0, -1):
+        says(
+            lambda size=size: vm.discover(*small, method=method, batch_size=size), TaskError, f"a batch of {size} pairs"
+        )
+    for seed in (-1, 2**32):
+        says(
+            lambda seed=seed: vm.discover(*small, method=method, seed=seed),
+            VoltmeterError,
+            f"the seed {seed} was given",
+        )
+
+
+def test_faithful_at_one_is_what_all_edges_are(small: Any) -> None:
+    """Up to rounding: kept edges are summed in another order than in the model."""
+    scores = vm.discover(*small, method="eap")
+    assert len(scores.circuit(faithful=1.0)) <= len(scores)
+    for threshold in (0.0, -1.0, 1.1, float("nan")):
+        says(lambda t=threshold: scores.circuit(faithful=t), CircuitError, f"faithful at {threshold:g}", "up to 1")
+
+
+def test_a_metric_of_ones_own_is_given_all_that_the_model_returns(small: Any, method: Method) -> None:
+    """Not only the logits at the answer, though the pairs have answers."""
+    wiring, task = small
+    shapes = set()
+
+    def at_five(outputs: Tensor, pairs: Pairs) -> Tensor:
+        shapes.add(tuple(outputs.shape[1:]))
+        return outputs[:, 20].logsumexp(1)
+
+    told = Task("mine", task.train, task.held_out, metric_of("mine", at_five))
+    vm.discover(wiring, told, method=method)
+    measured = Judge(wiring, told, told.held_out, vm.fill.resample()).measure(torch.ones(len(wiring.edges)))
+    assert shapes == {(32, 65)}
+    assert measured.kl_share == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        expected = wiring.model(told.held_out.clean)[:, 20].logsumexp(1).mean()
+    assert measured.full == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_a_constant_metric_is_an_error(small: Any) -> None:
     wiring, task = small
     flat = metric_of("flat", lambda outputs, pairs: torch.ones(len(pairs)))
     told = Task("flat", task.train, task.held_out, flat)
     says(lambda: Judge(wiring, told, told.train, vm.fill.resample()), MetricError, "flat")
+
+
+@pytest.mark.parametrize(
+    "outputs", [{"scores": torch.zeros(2, 5)}, (torch.zeros(2), torch.zeros(2, 5)), torch.zeros(3, 5)]
+)
+def test_answers_are_not_looked_up_in_what_are_no_logits(outputs: Any) -> None:
+    """A metric of one's own may need none of it."""
+    pairs = Pairs.from_tokens([[1, 2], [1, 3]], [[2, 2], [2, 3]], [[0], [1]])
+    assert not has_logits(outputs, pairs)
+    assert has_logits({"logits": torch.zeros(2, 2, 5)}, pairs)
 
 
 def test_tasks_without_logits_have_no_kl(small: Any) -> None:

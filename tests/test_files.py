@@ -188,7 +188,7 @@ def test_an_output_that_cannot_be_is_refused_before_and_after_the_work(
         "file": "file is a file, a directory was expected",
         "file/run": r"run cannot be written \(",
         ".": "is the directory you are in\n  give a directory inside it",
-        "..": "is the directory you are in",
+        "..": "holds the directory you are in\n  give another directory",
     }
     for target, message in cases.items():
         for refuse in (lambda t=target: check_writable(t, replace=True), lambda t=target: write_directory(t, {}, True)):

@@ -376,3 +376,11 @@ def test_a_chart_stretches_to_what_is_far_off() -> None:
     assert far.band is None
     assert all(far.top <= mark.y <= far.bottom for mark in far.marks)
     assert [tick.text for tick in far.y_ticks] == ["-4000%", "25000%"]
+
+
+def test_an_interval_below_nothing_is_read_as_one() -> None:
+    """A minus sign and a dash between two numbers are told apart."""
+    circuit = transformer(1, 1).scores().top(2)
+    found = {"normalised": -0.01, "metric": "m", "normalised_interval": [-0.05, -0.02]}
+    assert headline(circuit, found).endswith("keep -1% of the m (-5% to -2%).")
+    assert headline(circuit, {**found, "normalised_interval": [0.02, 0.05]}).endswith("keep -1% of the m (2-5%).")

@@ -156,10 +156,14 @@ def test_every_unreadable_row_is_listed(tmp_path: Path) -> None:
         (OWN | {"group": 3}, "'group' is 3, a text was expected"),
         (OWN | {"position": "3"}, "'position' is '3', a whole number was expected"),
         (OWN | {"span": [4, 2]}, "'span' is [4, 2], [first position, last position] was expected"),
+        (OWN | {"clean": [2**63]}, "'clean' is [9223372036854775808], a text or a list of token ids was expected"),
+        (OWN | {"answers": [2**70]}, "'answers' holds 1180591620717411303424, a text or token ids were expected"),
+        (OWN | {"position": 2**63}, "'position' is 9223372036854775808, a whole number was expected"),
+        (OWN | {"group": "\ud800"}, "it holds half of a surrogate pair, which is no character"),
     ]
     with pytest.raises(FormatError) as error:
         read_rows(write(tmp_path / "own.jsonl", [OWN, *(record for record, _ in bad)]))
-    assert error.value.problem == f"11 of 12 rows of {tmp_path / 'own.jsonl'} cannot be read"
+    assert error.value.problem == f"15 of 16 rows of {tmp_path / 'own.jsonl'} cannot be read"
     assert list(error.value.details) == [f"row {i}: {said}" for i, (_, said) in enumerate(bad, start=2)]
 
 
@@ -219,6 +223,9 @@ def test_a_csv_of_years_is_no_csv_of_tokens(tmp_path: Path) -> None:
         ("a.jsonl", b'{"clean": "a"\n{}\n[', "is damaged: 2 lines are no JSON\n  line 1: .*\n  line 3: "),
         ("a.json", b'{"prompts": [', "is damaged: it is not JSON"),
         ("a.json", b'{"pairs": []}', "holds no list of pairs"),
+        ("a.json", b"[" * 100_000, "is damaged: it is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "is damaged: 1 line is no JSON"),
+        ("a.csv", b"clean,clean,corrupted\na,b,c\n", "has several columns called clean\n  leave one of each"),
         ("a.json", b"\xff\xfe", "is damaged: it is not UTF-8 text"),
         ("a.csv", b'clean,corrupted,correct_idx,incorrect_idx\n"a', "is damaged: it is not CSV"),
         ("a.parquet", b"PAR1junkPAR1", "is damaged: it is not Parquet"),

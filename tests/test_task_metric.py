@@ -272,3 +272,19 @@ def test_a_constant_metric_is_refused() -> None:
         "both give -499.5 on average",
     ]
     require_not_constant("accuracy", values, values + torch.tensor([0.0, 0.1]))
+
+
+def test_where_the_answer_is_read_is_never_guessed() -> None:
+    """Vectors in place of tokens: their first position is not the last, and was once taken."""
+    vectors, others, logits = torch.zeros(2, 3, 4), torch.ones(2, 3, 4), torch.randn(2, 3, VOCABULARY)
+    pairs = Pairs.of(vectors, others, answers=[0, 1], wrong=[2, 3])
+    with pytest.raises(MetricError) as error:
+        LOGIT_DIFFERENCE(logits, pairs)
+    assert str(error.value) == (
+        "the logits have 3 positions, and nothing says at which of them the answer is read\n"
+        "  the inputs are no tokens, so that no position is the last: give Pairs.of(..., position=...)"
+    )
+    given = Pairs.of(vectors, others, answers=[0, 1], wrong=[2, 3], position=[2, 1])
+    expected = torch.stack([logits[0, 2, 0] - logits[0, 2, 2], logits[1, 1, 1] - logits[1, 1, 3]])
+    assert torch.equal(LOGIT_DIFFERENCE(logits, given), expected)
+    assert torch.equal(LOGIT_DIFFERENCE(logits[:, 0], pairs), logits[[0, 1], 0, [0, 1]] - logits[[0, 1], 0, [2, 3]])

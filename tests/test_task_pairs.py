@@ -79,7 +79,8 @@ def test_inputs_may_be_any_pytree() -> None:
 def test_a_tensor_of_tokens_has_positions() -> None:
     pairs = Pairs.of(torch.tensor([[1, 2, 3]]), torch.tensor([[1, 5, 6]]))
     assert (pairs.position.tolist(), pairs.spans, pairs.n_positions) == ([2], ((1, 2),), 3)
-    assert Pairs.of(torch.zeros(1, 3), torch.ones(1, 3)).n_positions is None
+    others = Pairs.of(torch.zeros(1, 3, 4), torch.ones(1, 3, 4))
+    assert (others.n_positions, others.position.tolist()) == (None, [-1]), "which of its axes are positions?"
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,15 @@ def test_another_file_may_be_held_out(tmp_path: Path) -> None:
         from_file(path, held_out=path)
 
 
+def test_rows_of_two_files_that_name_no_groups_are_no_groups_together(tmp_path: Path) -> None:
+    path = lines(tmp_path, [record(i) for i in range(3)])
+    task = from_file(path, held_out=lines(tmp_path, [record(i) for i in range(3, 5)], "other.jsonl"))
+    assert task.train.groups == ("row 1", "row 2", "row 3")
+    assert task.held_out.groups == ("held-out row 1", "held-out row 2")
+    with pytest.raises(TaskError, match="3 held-out pairs are train pairs too"):
+        from_file(path, held_out=path)
+
+
 @pytest.mark.parametrize(("count", "share"), [(1, 0.5), (3, 0.0), (3, 1.0), (3, 2)])
 def test_what_cannot_be_held_out(tmp_path: Path, count: int, share: float) -> None:
     with pytest.raises(TaskError, match=rf"{share:.0%} of {count} groups of pairs cannot be held out"):

@@ -9,6 +9,8 @@
     ├── TaskError         pairs that do not align, empty tasks, answers outside the vocabulary
     ├── MetricError       a metric that is NaN, constant, or of the wrong shape
     ├── CircuitError      more edges than exist, circuits of another wiring
+    ├── ProgramError      a program that is ill-typed or ambiguous, or an input it was not compiled for
+    ├── TruthError        a truth that cannot be certified, or a certificate that does not check
     ├── TapeError         a tape used twice, or differentiated twice
     ├── FormatError       a file that is damaged, or of another format or version
     └── OutputError       an output directory that cannot be written, or already holds another run
@@ -77,6 +79,14 @@ class MetricError(VoltmeterError):
 
 class CircuitError(VoltmeterError):
     """A circuit asks for more edges than exist, or belongs to another wiring."""
+
+
+class ProgramError(VoltmeterError):
+    """A program is ill-typed or ambiguous, or its compiled model is given an input it was not compiled for."""
+
+
+class TruthError(VoltmeterError):
+    """A truth cannot be certified, or a certificate does not check."""
 
 
 class TapeError(VoltmeterError):

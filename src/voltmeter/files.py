@@ -237,7 +237,11 @@ def _refuse_occupied(target: Path, replace: bool) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file, a directory was expected", mend="give another directory with --out")
     if Path.cwd().is_relative_to(target.resolve()):  # a rename would pull it from under the shell that stands in it
-        raise OutputError(f"{target} is the directory you are in", mend="give a directory inside it with --out")
+        is_here = Path.cwd() == target.resolve()
+        raise OutputError(
+            f"{target} {'is' if is_here else 'holds'} the directory you are in",
+            mend=f"give {'a directory inside it' if is_here else 'another directory'} with --out",
+        )
     if not replace and target.is_dir() and any(target.iterdir()):
         raise OutputError(
             f"{target} is not empty",

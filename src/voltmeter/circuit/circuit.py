@@ -153,8 +153,8 @@ class Circuit:
         self, feeds: Mapping[str, Sequence[str]], inputs: Sequence[str], outputs: Sequence[str]
     ) -> "Circuit":
         """A copy without ``disconnected`` edges; ``how["pruned"]`` counts them."""
-        gone = self.disconnected(feeds, inputs, outputs)
-        kept = self.kept & torch.tensor([edge not in set(gone) for edge in self.edges], dtype=torch.bool)
+        gone = set(self.disconnected(feeds, inputs, outputs))
+        kept = self.kept & torch.tensor([edge not in gone for edge in self.edges], dtype=torch.bool)
         return replace(self, kept=kept, how={**self.how, "pruned": len(gone)})
 
     # As text

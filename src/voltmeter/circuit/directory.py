@@ -6,6 +6,7 @@ beside it, so that what is read back is what was written.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,9 +116,9 @@ def write_run(
 ) -> None:
     """Writes the directory of a run: whole, or not at all.
 
-    An older run of the same identity is replaced. ``feeds`` and ``width`` let other tools read ``circuit.json``
-    (see ``circuit_bytes``). Raises OutputError if the directory cannot be written, or holds another run or
-    anything else.
+    An older run of the same identity is replaced, unless somebody put files of their own beside it. ``feeds`` and
+    ``width`` let other tools read ``circuit.json`` (see ``circuit_bytes``). Raises OutputError if the directory cannot
+    be written, or holds another run or anything else.
     """
     contents: dict[str, bytes] = {}
     if scores is not None:
@@ -132,22 +133,35 @@ def write_run(
 
 
 def _holds_same_run(directory: Path, record: RunRecord | None) -> bool:
-    """Whether a run stands there that is ``record``'s. Raises OutputError if it is another."""
-    if not (directory / RUN).is_file():
+    """Whether a run stands there that is ``record``'s. Raises OutputError if it is another, or not alone."""
+    if not os.path.isfile(directory / RUN):  # False, too, for a path that cannot be: writing there says why
         return False
-    identity = _identity(directory / RUN)
-    if record is not None and identity == record.identity:
-        return True
-    raise OutputError(
-        f"{directory} already holds another run", [_described(directory / RUN)], "give another directory with --out"
-    )
+    there = _readable_document(directory / RUN)
+    if record is None or there is None or there.get("identity") != record.identity:
+        raise OutputError(
+            f"{directory} already holds another run", [_described(directory / RUN)], "give another directory with --out"
+        )
+    _refuse_strangers(directory, there)
+    return True
 
 
-def _identity(path: Path) -> str | None:
+def _readable_document(path: Path) -> dict[str, Any] | None:
     try:
-        return str(_run_document(path).get("identity"))
+        return _run_document(path)
     except VoltmeterError:  # a damaged run is somebody's run all the same
         return None
+
+
+def _refuse_strangers(directory: Path, document: Mapping[str, Any]) -> None:
+    """Replacing a run must not take with it what somebody else put beside it."""
+    own = {RUN, *(document.get("files") or ())}
+    strangers = sorted(path.name for path in directory.iterdir() if path.name not in own)
+    if strangers:
+        raise OutputError(
+            f"{directory} holds this run, and files that are no part of it",
+            strangers,
+            "move them elsewhere, or give another directory with --out",
+        )
 
 
 def _described(path: Path) -> str:

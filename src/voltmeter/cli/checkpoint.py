@@ -9,8 +9,8 @@ was never stopped. Both files appear whole or not at all; a kill loses the steps
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,8 +55,7 @@ class Checkpoint:
 
     def save(self, saved: Saved) -> None:
         """Writes the state in place of an older one. Raises OutputError."""
-        if not (self.directory / RUN).exists():
-            write_file(self.directory / RUN, json_bytes(seal(self.record.as_dict(), "unfinished run", SCHEMA)))
+        write_file(self.directory / RUN, json_bytes(seal(self.record.as_dict(), "unfinished run", SCHEMA)))
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in saved.state.items()}
         about = {
             "identity": self.record.identity,
@@ -71,9 +70,14 @@ class Checkpoint:
     def load(self, resume: bool) -> Saved | None:
         """The state to go on from; None where nothing was done before.
 
-        Raises OutputError where an unfinished run is there and ``resume`` was not asked for, or it is another run;
-        FormatError where it is damaged.
+        Raises OutputError where an unfinished run is there and ``resume`` was not asked for, or it is another run, or
+        a file stands in its place; FormatError where it is damaged.
         """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise OutputError(
+                f"{self.directory} is a file, and a run that is stopped is kept in a directory of that name",
+                mend="give another directory with --out, or move the file",
+            )
         if not (self.directory / STATE).exists():
             return None
         about, state = self._read()
@@ -92,8 +96,12 @@ class Checkpoint:
         return Saved(about["step"], about["steps"], about["seconds"], state)
 
     def remove(self) -> None:
-        """Nothing is left of it."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Nothing is left of it. What somebody else put there stays."""
+        with contextlib.suppress(OSError):  # it was never made, or holds more than is ours
+            for name in (STATE, RUN):
+                for path in (self.directory / name, *self.directory.glob(f".{name}.*.partial")):
+                    path.unlink(missing_ok=True)
+            self.directory.rmdir()
 
     def _read(self) -> tuple[dict[str, Any], State]:
         where = str(self.directory / STATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -66,6 +67,17 @@ class Job:
         return Question(subject.wiring, subject.task, self.fill, self.asked.seed, self.asked.batch_size)
 
 
+def discover_and_show(asked: Asked, as_json: bool) -> None:
+    """Finds a circuit and shows it: as lines, or as one document."""
+    screen = Screen.open(stdout_is_a_document=as_json)
+    outcome = discover(asked, screen)
+    if as_json:
+        screen.document(outcome.document())
+    else:
+        outcome.show(screen)
+        show_written(screen, outcome.run)
+
+
 Place = Callable[[RunRecord], Path]
 
 
@@ -82,9 +94,10 @@ def discover(asked: Asked, screen: Screen, place: Place | None = None) -> Outcom
         check_run_directory(job.out, job.record)
         checkpoint = Checkpoint(job.out, job.unfinished)
         question = job.question()
-        keeper = Keeper(checkpoint, job.method.steps(question), checkpoint.load(asked.resume))
+        before = checkpoint.load(asked.resume)
+        judging = Judging.on(question, job.able.forward_seconds)
+        keeper = Keeper(checkpoint, job.method.steps(question), before)  # whose clock is that of the steps
         with sigterm_interrupts(), _kept_when_stopped(keeper, job):
-            judging = Judging.on(question, job.able.forward_seconds)
             scores = _scored(job, question, keeper, judging, screen)
             del question
             circuit = _chosen(job, scores, screen)
@@ -202,9 +215,9 @@ def _kept_when_stopped(keeper: Keeper, job: Job) -> Iterator[None]:
 def _check_before_loading(out: Path) -> None:
     """What can be told of a directory before it is known which run goes there; makes no directories."""
     first_missing = out.absolute()
-    while not first_missing.parent.exists():
+    while not os.path.exists(first_missing.parent):
         first_missing = first_missing.parent
-    if not (out / RUN).is_file():
+    if not os.path.isfile(out / RUN):
         check_run_directory(first_missing)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,9 @@ from typing import Any
 import typer
 
 from voltmeter.errors import VoltmeterError
+
+# torch says it in words of each device's own; other errors speak of memory too ("a single memory location")
+_NO_MEMORY = re.compile(r"out ?of ?memory|not enough memory|(can't|cannot) allocate memory", re.IGNORECASE)
 
 ERROR, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -100,7 +104,7 @@ def _told(message: str, code: int, debug: bool) -> int:
 def _unexpected(error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    if isinstance(error, MemoryError) or "memory" in what.lower():
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(what):
         return f"the machine's memory is not enough\n  {what}\n  give a smaller --batch-size"
     return f"something went wrong that should not\n  {what}\n  say --debug to see where; please report it"
 

@@ -24,7 +24,7 @@ from voltmeter.errors import FormatError, LoadError, TaskError, VoltmeterError
 from voltmeter.run.padding import with_positions
 from voltmeter.task.pairs import Pairs
 from voltmeter.task.task import Task
-from voltmeter.task.tree import attention_mask, named_tensors, token_ids
+from voltmeter.task.tree import attention_mask, map_tensors, named_tensors, token_ids
 from voltmeter.wiring.hooked import HookedModel
 from voltmeter.wiring.inputs import call
 from voltmeter.wiring.load import LoadedModel
@@ -56,9 +56,9 @@ def example_for(loaded: LoadedModel, file: Path | None = None) -> Any:
     Raises LoadError where none can be made or the model does not run on them, FormatError for a file that holds no
     inputs, KeepError for rows padded on the left that a model cannot be told of.
     """
-    inputs = with_positions(loaded.model, _made(loaded) if file is None else read_inputs(file))
+    inputs = _made(loaded) if file is None else read_inputs(file)
     run_once(loaded.model, inputs, f"{loaded.spec} does not run on the example inputs", LoadError)
-    return inputs
+    return with_positions(loaded.model, inputs)
 
 
 def read_inputs(file: Path) -> Any:
@@ -161,6 +161,18 @@ def _generator() -> torch.Generator:
 # --- a task's inputs, against what the model takes ------------------------------------------------------------
 
 
+def require_fitting_lengths(task: Task, model: nn.Module, spec: str, device: torch.device) -> None:
+    """Raises TaskError naming the longest row of a split if the model does not run on it. Costs two runs of a row."""
+    for split, pairs in (("train", task.train), ("held-out", task.held_out)):
+        mask = attention_mask(pairs.clean)
+        if mask is None:  # then every row is as long as the example's
+            continue
+        longest = int(mask.ne(0).sum(dim=1).argmax())
+        inputs = map_tensors(pairs.batch([longest]).clean, lambda tensor: tensor.to(device))
+        problem = f"{spec} does not run on {split} row {pairs.rows[longest]} of {task.name}, the longest"
+        run_once(model, inputs, problem, TaskError)
+
+
 def require_known_tokens(task: Task, model: nn.Module) -> None:
     """Raises TaskError listing the rows whose tokens or answers are outside the model's vocabulary."""
     size = Limits.of(model).vocabulary
@@ -174,16 +186,18 @@ def require_known_tokens(task: Task, model: nn.Module) -> None:
         _refuse(answers, "answers", [miss for split, pairs in rows for miss in _unknown_answers(split, pairs, answers)])
 
 
-def _refuse(size: int, what: str, misses: list[str]) -> None:
+def _refuse(size: int, what: str, misses: list[tuple[str, str]]) -> None:
+    """``misses``: a row, and what of it. A row may miss on both sides."""
     if misses:
+        n_rows = len({row for row, _ in misses})
         raise TaskError(
-            f"{count(len(misses), 'pair has', 'pairs have')} {what} missing from the vocabulary of {size:,} tokens",
-            misses,
+            f"{count(n_rows, 'pair has', 'pairs have')} {what} missing from the vocabulary of {size:,} tokens",
+            [row + miss for row, miss in misses],
             "give the token ids of this model's tokenizer",
         )
 
 
-def _unknown_tokens(split: str, pairs: Pairs, size: int) -> list[str]:
+def _unknown_tokens(split: str, pairs: Pairs, size: int) -> list[tuple[str, str]]:
     misses = []
     for side, inputs in (("clean", pairs.clean), ("corrupted", pairs.corrupted)):
         ids, mask = token_ids(inputs), attention_mask(inputs)
@@ -193,15 +207,15 @@ def _unknown_tokens(split: str, pairs: Pairs, size: int) -> list[str]:
         if mask is not None:
             outside &= mask.ne(0)
         for i in outside.any(dim=1).nonzero().flatten().tolist():
-            misses.append(f"{split} row {pairs.rows[i]}, {side}: {ids[i][outside[i]].tolist()}")
+            misses.append((f"{split} row {pairs.rows[i]}", f", {side}: {ids[i][outside[i]].tolist()}"))
     return misses
 
 
-def _unknown_answers(split: str, pairs: Pairs, size: int) -> list[str]:
+def _unknown_answers(split: str, pairs: Pairs, size: int) -> list[tuple[str, str]]:
     misses = []
     for i, row in enumerate(pairs.rows):
         given = [*pairs.answers[i].flatten().tolist(), *pairs.wrong[i].flatten().tolist()]
         unknown = [token for token in given if token >= size]
         if unknown:
-            misses.append(f"{split} row {row}: {unknown}")
+            misses.append((f"{split} row {row}", f": {unknown}"))
     return misses

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from voltmeter.discover import FILLS, METHODS, Method, method_named
-from voltmeter.errors import FillError, VoltmeterError, nearest
+from voltmeter.discover import METHODS, Method, method_named
+from voltmeter.discover.question import require_fill_name
+from voltmeter.errors import VoltmeterError, nearest
 from voltmeter.task.metric import metric_named
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -66,8 +67,7 @@ class Size:
 
 def require_names(fill: str, metric: str | None) -> None:
     """Raises FillError or MetricError, naming the nearest, where there is no such fill or metric."""
-    if fill not in FILLS:
-        raise FillError(f"there is no fill called '{fill}'", [nearest(fill, FILLS)], f"fills: {', '.join(FILLS)}")
+    require_fill_name(fill)
     if metric is not None:
         metric_named(metric)
 
@@ -76,15 +76,26 @@ def method_asked(name: str, steps: int | None, settings: Iterable[str], edges: i
     """The method called ``name`` with ``--steps``, ``--set key=value`` and, where it takes one, a target size."""
     method_named(name)  # that there is one
     known = {field.name for field in fields(METHODS[name])}
-    given: dict[str, Any] = dict(_assignment(text) for text in settings)
+    assignments = [_assignment(text) for text in settings]
     if steps is not None:
         if "n_steps" not in known:
             raise VoltmeterError(f"{name} takes no --steps: it goes through the train pairs once")
-        given["n_steps"] = str(steps)
+        assignments.append(("n_steps", str(steps)))
+    given = _each_once(assignments)
     if edges is not None and "target" in known:
         given.setdefault("target", str(edges))
     hints = typing.get_type_hints(METHODS[name])
     return method_named(name, {key: _typed(name, key, text, hints) for key, text in given.items()})
+
+
+def _each_once(assignments: list[tuple[str, str]]) -> dict[str, Any]:
+    given: dict[str, list[str]] = {}
+    for key, value in assignments:
+        given.setdefault(key, []).append(value)
+    twice = [f"{key}: {' and '.join(values)}" for key, values in given.items() if len(values) > 1]
+    if twice:
+        raise VoltmeterError("a setting was given more than once", twice, "give each once; --steps is n_steps")
+    return dict(assignments)
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from voltmeter.cli.asked import Asked
-from voltmeter.cli.examples import require_known_tokens, run_once
+from voltmeter.cli.examples import require_fitting_lengths, require_known_tokens, run_once
 from voltmeter.cli.screen import Screen, count, tiny
 from voltmeter.discover.question import on_device
 from voltmeter.errors import TaskError
@@ -48,6 +48,7 @@ def load_subject(asked: Asked, dtype: torch.dtype | None, device: torch.device) 
     require_known_tokens(task, loaded.model)
     example = _moved(task.example, device)
     run_once(loaded.model, example, f"{asked.model} does not run on the inputs of {task.name}", TaskError)
+    require_fitting_lengths(task, loaded.model, asked.model, device)
     return Subject(loaded, wire(loaded.model, example, declare=asked.declare), task, device)
 
 

@@ -38,11 +38,12 @@ class Eap(Method):
 
     def step(self, question: Question, state: State, number: int) -> State:
         batch = question.batch(number)
-        full = question.full_answers(batch) if "full" in question.task.metric.needs else None
+        metric = question.task.metric
+        full = question.full_answers(batch) if "full" in metric.needs else None
 
         def score(outputs: Any) -> Tensor:
-            values = question.task.metric(reduced(outputs, batch.pairs), batch.pairs, full=full)
-            return with_gradient(values.sum(), question.task.metric.name, self.name)
+            values = metric(reduced(outputs, batch.pairs, metric), batch.pairs, full=full)
+            return with_gradient(values.sum(), metric.name, self.name)
 
         gradient, _ = attribute(question.wiring, batch.clean, batch.fill, batch.corrupted, score)
         return {"total": state["total"] + gradient}

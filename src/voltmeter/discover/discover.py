@@ -13,8 +13,9 @@ from voltmeter.circuit.scores import Conditions, Scores
 from voltmeter.discover.faithful import Judge, smallest_faithful
 from voltmeter.discover.method import Method, Progress, State, method_named, run_method
 from voltmeter.discover.question import Question, prepare_fill
-from voltmeter.run.fill import Fill
+from voltmeter.run.fill import Fill, Fixed
 from voltmeter.task.task import Task
+from voltmeter.task.tree import digest
 from voltmeter.wiring.load import digest_of
 from voltmeter.wiring.wiring import Wiring
 
@@ -42,7 +43,8 @@ def discover(
     chosen = method_named(method, settings) if isinstance(method, str) else method
     question = ask(wiring, task, fill, seed=seed, batch_size=batch_size)
     values = run_method(chosen, question, progress, resume)
-    return Scores(wiring.edges.names, values, chosen.name, conditions_of(question, chosen), _Smallest(question))
+    conditions = conditions_of(question, chosen, own_fill=isinstance(fill, Fill))
+    return Scores(wiring.edges.names, values, chosen.name, conditions, _Smallest(question))
 
 
 def ask(wiring: Wiring, task: Task, fill: str | Fill = "resample", *, seed: int = 0, batch_size: int = 32) -> Question:
@@ -64,9 +66,12 @@ class _Smallest:
         return smallest_faithful(self._judge(), scores, threshold, signed)
 
 
-def conditions_of(question: Question, method: Method) -> Conditions:
-    """Everything that the scores depend on."""
+def conditions_of(question: Question, method: Method, own_fill: bool = False) -> Conditions:
+    """Everything that the scores depend on. A fill by name follows from model and task; values of one's own do not."""
     wiring, task = question.wiring, question.task
+    digests = {"model": digest_of(wiring.model), "wiring": wiring.digest, "task": task.digest}
+    if own_fill and isinstance(question.fill, Fixed):
+        digests["fill"] = digest(dict(question.fill.tensors))
     dtype = next((p.dtype for p in wiring.model.parameters()), torch.get_default_dtype())
     settings: Mapping[str, Any] = {**method.settings(), "batch_size": question.batch_size, "folded": "raw weights"}
     return Conditions(
@@ -79,7 +84,7 @@ def conditions_of(question: Question, method: Method) -> Conditions:
         dtype=str(dtype).removeprefix("torch."),
         settings=dict(settings),
         versions=_versions(),
-        digests={"model": digest_of(wiring.model), "wiring": wiring.digest, "task": task.digest},
+        digests=digests,
     )
 
 

@@ -8,7 +8,7 @@ Intervals bootstrap over the pairs' groups.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from voltmeter.task.task import Task
 from voltmeter.wiring.wiring import Wiring
 
 _RESAMPLES = 1000
+_ROUNDING = 1e-5  # of f in float32, where sums are in another order; and 1 - .9 is a little less than .1 in binary
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Faithfulness:
     def at(self, threshold: float) -> bool:
         """Whether the circuit is faithful at ``threshold``."""
         kl = 0.0 if self.kl_share is None else self.kl_share
-        slack = 1e-9  # 1 - .9 is a little less than .1 in binary
-        return threshold - slack <= self.normalised <= 2 - threshold + slack and kl <= 1 - threshold + slack
+        within = threshold - _ROUNDING <= self.normalised <= 2 - threshold + _ROUNDING
+        return within and kl <= 1 - threshold + _ROUNDING
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as ``--json`` prints it."""
@@ -74,12 +75,13 @@ class Judge:
 
     def __init__(self, wiring: Wiring, task: Task, pairs: Pairs, fill: Fill, batch_size: int = 64) -> None:
         self.wiring, self.task, self.pairs = wiring, task, pairs
+        self._groups = _Groups(pairs.groups)
         self.batches: list[Batch] = []
         self.answers: list[Any] = []
         for number, part in enumerate(pairs.batches(batch_size)):
             batch = make_batch(wiring, part, fill, number)
             self.batches.append(batch)
-            self.answers.append(plain_answers(wiring, batch))
+            self.answers.append(plain_answers(wiring, batch, task.metric))
         self.with_kl = has_logits(self.answers[0], self.batches[0].pairs) and task.metric.name != "kl"
         self.full = self._over(lambda batch, full: full)[0]
         nothing = torch.zeros(len(wiring.edges))
@@ -96,25 +98,24 @@ class Judge:
                 divergences.append(kl.double().cpu())
         return torch.cat(values), torch.cat(divergences)
 
-    def _kept(self, keep: Tensor) -> tuple[Float[Tensor, "pair"], Float[Tensor, "pair"]]:
-        return self._over(lambda batch, full: cut_answers(self.wiring, batch, keep))
+    def _kept(self, keep: Circuit | Tensor) -> tuple[Float[Tensor, "pair"], Float[Tensor, "pair"]]:
+        return self._over(lambda batch, full: cut_answers(self.wiring, batch, keep, self.task.metric))
 
     def measure(self, circuit: Circuit | Tensor) -> Faithfulness:
-        """How faithful a circuit (or a keep [edge]) is on these pairs."""
-        keep = circuit.mask() if isinstance(circuit, Circuit) else circuit
-        values, divergences = self._kept(keep)
+        """How faithful a circuit (or a keep [edge]) is on these pairs. Raises KeepError if it is of another wiring."""
+        values, divergences = self._kept(circuit)
         return self._figures(values, divergences)
 
     def _figures(self, values: Tensor, divergences: Tensor) -> Faithfulness:
         each = (values - self.none) / (self.full - self.none)
         each = each[torch.isfinite(each)]
-        picks = self._bootstrap()
-        f_low, f_high = _interval(_share(values, self.none, self.full, picks))
+        drawn = self._groups.drawn
+        f_low, f_high = _interval(drawn(values - self.none) / drawn(self.full - self.none))
         kl, kl_interval = None, None
         if self.with_kl or self.task.metric.name == "kl":
             ours, theirs = (divergences, self.none_kl) if self.with_kl else (-values, -self.none)
             kl = float(ours.mean() / theirs.mean())
-            kl_interval = _interval(ours[picks].mean(1) / theirs[picks].mean(1))
+            kl_interval = _interval(drawn(ours) / drawn(theirs))
         return Faithfulness(
             self.task.metric.name,
             float(self.full.mean()),
@@ -122,37 +123,33 @@ class Judge:
             float(values.mean()),
             float((values.mean() - self.none.mean()) / (self.full.mean() - self.none.mean())),
             (f_low, f_high),
-            float(each.median()) if len(each) else math.nan,
+            float(each.quantile(0.5)) if len(each) else math.nan,
             float(each.quantile(0.1)) if len(each) else math.nan,
             kl,
             kl_interval,
             len(self.pairs),
-            len(set(self.pairs.groups)),
+            self._groups.count,
         )
 
-    def _bootstrap(self) -> Tensor:
-        """Rows of pair numbers [resample, pair]: groups drawn with replacement (seeded), about as many pairs."""
-        groups = sorted(set(self.pairs.groups))
-        number = {name: n for n, name in enumerate(groups)}
-        of = torch.tensor([number[g] for g in self.pairs.groups])
-        members = [torch.nonzero(of == n).flatten() for n in range(len(groups))]
-        sizes = {len(m) for m in members}
-        generator = torch.Generator().manual_seed(0)
-        if len(sizes) == 1:
-            table = torch.stack(members)
-            drawn = torch.randint(len(groups), (_RESAMPLES, len(groups)), generator=generator)
-            return table[drawn].flatten(1)
-        rows = []
-        for _ in range(_RESAMPLES):
-            drawn = torch.randint(len(groups), (len(groups),), generator=generator)
-            row = torch.cat([members[n] for n in drawn.tolist()])
-            rows.append(row[torch.randint(len(row), (len(of),), generator=generator)])
-        return torch.stack(rows)
 
+class _Groups:
+    """Groups of pairs, drawn with replacement as often as there are groups, a thousand times, by a fixed seed.
 
-def _share(values: Tensor, none: Tensor, full: Tensor, picks: Tensor) -> Tensor:
-    low = none[picks].mean(1)
-    return (values[picks].mean(1) - low) / (full[picks].mean(1) - low)
+    A group comes whole, whatever its size: a ratio of two ``drawn`` sums is the ratio of means over the pairs drawn.
+    """
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        number = {name: n for n, name in enumerate(sorted(set(groups)))}
+        self.count = len(number)
+        self._of = torch.tensor([number[name] for name in groups])
+        chosen = torch.randint(self.count, (_RESAMPLES, self.count), generator=torch.Generator().manual_seed(0))
+        self._times = torch.zeros(_RESAMPLES, self.count, dtype=torch.float64)
+        self._times.scatter_add_(1, chosen, torch.ones_like(self._times))
+
+    def drawn(self, values: Float[Tensor, "pair"]) -> Float[Tensor, "resample"]:
+        """The sum of ``values`` over the pairs of each draw."""
+        sums = torch.zeros(self.count, dtype=torch.float64).index_add_(0, self._of, values.double())
+        return self._times @ sums
 
 
 def _interval(samples: Tensor) -> tuple[float, float]:
@@ -174,9 +171,11 @@ def smallest_faithful(
 
     "To spare": the lower end of f's interval, too, reaches the threshold, so that other pairs of the same kind may be
     expected to agree. Sizes are tried on a geometric grid from below, then by bisection between the last unfaithful
-    and the first faithful one: about thirty masked runs over the split. Raises CircuitError when not even all edges
-    are faithful.
+    and the first faithful one: about thirty masked runs over the split. Raises CircuitError for a threshold that is
+    not above 0 and up to 1, and when not even all edges are faithful.
     """
+    if not 0 < threshold <= 1:
+        raise CircuitError(f"faithful at {threshold:g} was asked for, a number above 0 and up to 1 was expected")
     n = len(scores)
     grid = sorted({max(1, round(n ** (i / 28))) for i in range(29)} | {n})
 
@@ -184,7 +183,7 @@ def smallest_faithful(
         found = judge.measure(scores.top(size, signed=signed))
         if tried is not None:
             tried(size, found)
-        return found.at(threshold) and found.normalised_interval[0] >= threshold
+        return found.at(threshold) and found.normalised_interval[0] >= threshold - _ROUNDING
 
     low, high = 0, None
     for size in grid:

@@ -41,11 +41,12 @@ def kept_probability(alpha: Float[Tensor, "edge"]) -> Float[Tensor, "edge"]:
 class EdgeSp(Method):
     """Edge-level subnetwork probing.
 
-    Minimises KL(full || cut) at the answer (or minus the metric, ``objective="metric"``) plus a price on the expected
-    number of edges. ``price`` is what keeping every edge would cost, in units of what keeping none loses. It rises
-    geometrically over the run from ``price / spread`` to ``price * spread``, so that edges leave in the order of their
-    worth and one run ranks circuits of all sizes: an edge's score is its probability of being kept, averaged over the
-    last half of the run. With ``target`` edges the price is steered to end there instead.
+    Minimises KL(full || cut) at the answer plus a price on the expected number of edges. In place of KL stands minus
+    the metric with ``objective="metric"``, and where there are no answers or no logits to compare. ``price`` is what
+    keeping every edge would cost, in units of what keeping none loses. It rises geometrically over the run from
+    ``price / spread`` to ``price * spread``, so that edges leave in the order of their worth and one run ranks circuits
+    of all sizes: an edge's score is its probability of being kept, averaged over the last half of the run. With
+    ``target`` edges the price is steered to end there instead.
 
     Costs about two forward+backward passes per step, ``n_steps`` steps of one batch. Defaults: mask constants as in
     Cao et al.; steps, learning rate, price and spread chosen on ``stories-pronoun`` (seed 0), see docs/discover.md.
@@ -65,10 +66,21 @@ class EdgeSp(Method):
     def __post_init__(self) -> None:
         if self.objective not in ("kl", "metric"):
             raise VoltmeterError(f"edge-sp has no objective '{self.objective}'", ["objectives: kl, metric"])
-        if self.n_steps < 1 or not 0 < self.initial < 1 or self.price < 0:
-            raise VoltmeterError(
-                "edge-sp needs at least one step, an initial probability between 0 and 1, a price >= 0"
-            )
+        misses = self._misses()
+        if misses:
+            raise VoltmeterError("edge-sp cannot work with these settings", misses)
+
+    def _misses(self) -> list[str]:
+        least = 0 if self.target is None else math.ulp(0.0)  # a price of nothing cannot be steered
+        wanted = {
+            "n_steps": ("a whole number from 1", self.n_steps >= 1),
+            "learning_rate": ("a number above 0", 0 < self.learning_rate < math.inf),
+            "price": (f"a number {'above' if least else 'from'} 0", least <= self.price < math.inf),
+            "spread": ("a number from 1", 1 <= self.spread < math.inf),
+            "target": ("a number of edges from 1, or None", self.target is None or self.target >= 1),
+            "initial": ("a probability between 0 and 1", 0 < self.initial < 1),
+        }
+        return [f"{k} is {getattr(self, k)}, {what} was expected" for k, (what, fits) in wanted.items() if not fits]
 
     def steps(self, question: Question) -> int:
         return self.n_steps
@@ -98,7 +110,7 @@ class EdgeSp(Method):
 
     def _loss(self, question: Question, batch: Batch, keep: Tensor) -> Tensor:
         full = question.full_answers(batch)
-        answers = cut_answers(question.wiring, batch, keep, axes="example edge")
+        answers = cut_answers(question.wiring, batch, keep, question.task.metric, axes="example edge")
         if self.objective == "kl" and has_logits(full, batch.pairs):
             return -KL(answers, batch.pairs, full=full).mean()
         return -question.task.metric(answers, batch.pairs, full=full).mean()

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from voltmeter.errors import FillError, TaskError, nearest
+from voltmeter.errors import FillError, MetricError, TaskError, VoltmeterError, nearest
 from voltmeter.run import fill as fills
 from voltmeter.run.fill import Fill, FillValues
+from voltmeter.run.keep import KeepLike
 from voltmeter.run.run import run
-from voltmeter.task.metric import logits_at_answer, logits_of
+from voltmeter.task.metric import Metric, logits_at_answer
 from voltmeter.task.pairs import Pairs
 from voltmeter.task.task import Task
 from voltmeter.wiring.inputs import call
@@ -30,8 +31,7 @@ def prepare_fill(fill: Fill | str, wiring: Wiring, task: Task, batch_size: int =
     """
     if isinstance(fill, Fill):
         return fill
-    if fill not in FILLS:
-        raise FillError(f"there is no fill called '{fill}'", [nearest(fill, FILLS)], f"fills: {', '.join(FILLS)}")
+    require_fill_name(fill)
     if fill == "zero":
         return fills.zero()
     if fill == "resample":
@@ -46,6 +46,12 @@ def prepare_fill(fill: Fill | str, wiring: Wiring, task: Task, batch_size: int =
         return fills.mean(wiring, moved)
     longest = max(task.train.n_positions or 0, task.held_out.n_positions or 0)
     return fills.mean_position(wiring, moved, length=longest or None)
+
+
+def require_fill_name(name: str) -> None:
+    """Raises FillError, naming the nearest, where there is no such fill."""
+    if name not in FILLS:
+        raise FillError(f"there is no fill called '{name}'", [nearest(name, FILLS)], f"fills: {', '.join(FILLS)}")
 
 
 def device_of(wiring: Wiring) -> torch.device:
@@ -85,6 +91,10 @@ class Question:
     def __post_init__(self) -> None:
         if len(self.wiring.edges) == 0:
             raise TaskError("the wiring has no edges")
+        if self.batch_size < 1:
+            raise TaskError(f"a batch of {self.batch_size} pairs was asked for, at least 1 is needed")
+        if not 0 <= self.seed < 2**32:
+            raise VoltmeterError(f"the seed {self.seed} was given, a whole number from 0 to {2**32 - 1} was expected")
 
     @property
     def n_edges(self) -> int:
@@ -118,7 +128,7 @@ class Question:
         """What the full model answers to a batch: the same every time a method comes back to it."""
         if batch.number in self._full:
             return self._full[batch.number]
-        made = plain_answers(self.wiring, batch)
+        made = plain_answers(self.wiring, batch, self.task.metric)
         if batch.number in self._cache:
             self._full[batch.number] = made
         return made
@@ -134,27 +144,30 @@ def make_batch(wiring: Wiring, pairs: Pairs, fill: Fill, number: int = 0) -> Bat
     return Batch(number, pairs, clean, corrupted, fill.values_for(wiring, clean, corrupted))
 
 
-def plain_answers(wiring: Wiring, batch: Batch) -> Any:
-    """What the full model answers, reduced to the logits that the metric looks at where it has logits."""
+def plain_answers(wiring: Wiring, batch: Batch, metric: Metric) -> Any:
+    """What the full model answers, reduced to the logits that the metric looks at if it looks at nothing else."""
     with torch.no_grad():
-        return reduced(call(wiring.model, batch.clean), batch.pairs)
+        return reduced(call(wiring.model, batch.clean), batch.pairs, metric)
 
 
-def cut_answers(wiring: Wiring, batch: Batch, keep: Any, axes: str | None = None) -> Any:
+def cut_answers(wiring: Wiring, batch: Batch, keep: KeepLike, metric: Metric, axes: str | None = None) -> Any:
     """What the model answers with edges cut, reduced likewise. Gradients flow to ``keep``."""
-    return reduced(run(wiring, batch.clean, keep, batch.fill, batch.corrupted, axes=axes), batch.pairs)
+    return reduced(run(wiring, batch.clean, keep, batch.fill, batch.corrupted, axes=axes), batch.pairs, metric)
 
 
 def has_logits(outputs: Any, pairs: Pairs) -> bool:
     """Whether answers can be looked up in what the model returned."""
     if not bool((pairs.answers >= 0).any()):
         return False
-    found = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-    return bool(found) and logits_of(outputs).dim() in (2, 3)
+    try:
+        logits_at_answer(outputs, pairs)
+    except MetricError:  # a metric that needs them says so itself
+        return False
+    return True
 
 
-def reduced(outputs: Any, pairs: Pairs) -> Any:
-    """Only the logits at the answers: [pair, vocabulary] in place of [pair, position, vocabulary]."""
-    if pairs.is_sequence or not has_logits(outputs, pairs):
+def reduced(outputs: Any, pairs: Pairs, metric: Metric) -> Any:
+    """For a metric that reads nothing else, the logits at the answers: [pair, vocabulary]; else all of the outputs."""
+    if pairs.is_sequence or not metric.at_answer or not has_logits(outputs, pairs):
         return outputs
     return logits_at_answer(outputs, pairs)[:, 0]

@@ -102,7 +102,7 @@ def headline(circuit: Circuit, faithfulness: Mapping[str, Any]) -> str:
         text += f" on {faithfulness['n_held_out']:,} held-out pairs"
     if faithfulness.get("normalised_interval"):
         low, high = faithfulness["normalised_interval"]
-        text += f" ({low * 100:.0f}-{high:.0%})"
+        text += f" ({low * 100:.0f}-{high:.0%})" if low >= 0 else f" ({low:.0%} to {high:.0%})"
     if is_number(faithfulness.get("kl_share")):
         text += f", KL share {faithfulness['kl_share']:.0%}"
     return text + "."

@@ -93,7 +93,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         try:
             records.append((number, json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             misses.append(f"line {number}: {error}")
     if misses:
         raise FormatError(f"{path} is damaged: {_lines(len(misses))} no JSON", misses, "give one JSON object a line")
@@ -107,7 +107,7 @@ def _lines(count: int) -> str:
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         document = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged: it is not JSON ({error})") from error
     match document:
         case {"prompts": list(records)}:
@@ -126,9 +126,13 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        records = list(csv.DictReader(io.StringIO(_text(path), newline=""), strict=True))
+        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+        records, columns = list(reader), list(reader.fieldnames or ())
     except csv.Error as error:
         raise FormatError(f"{path} is damaged: it is not CSV ({error})") from error
+    twice = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    if twice:
+        raise FormatError(f"{path} has several columns called {' and '.join(twice)}", mend="leave one of each")
     lacking = [name for name in ("clean", "correct_idx", "incorrect_idx") if records and name not in records[0]]
     if lacking:
         raise FormatError(

@@ -1,7 +1,7 @@
 """``load``: a model and a task by name, as on the command line."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ def task_for(
     if task in task_names():
         made = task_set(task)(_tokenizer_of(model, task), seed)
         return made if metric is None else _with_metric(made, metric)
-    if Path(task).exists():
+    if os.path.exists(task):  # False, too, for what cannot be a path
         tokenizer = None if model.tokenizer_dir is None else load_tokenizer(model.tokenizer_dir)
         as_dict = model.kind == "hugging-face"
         return from_file(task, tokenizer, metric=metric, seed=seed, drop_misaligned=drop_misaligned, as_dict=as_dict)

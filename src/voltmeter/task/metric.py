@@ -27,11 +27,16 @@ Score = Callable[[Any, Pairs, Any], Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """A named function of what a model returns. ``needs`` lists what of ``answers``, ``wrong``, ``full`` it reads."""
+    """A named function of what a model returns. ``needs`` lists what of ``answers``, ``wrong``, ``full`` it reads.
+
+    ``at_answer``: it reads nothing of the outputs but ``logits_at_answer``. Only then may it be given these logits
+    [pair, vocabulary] in place of all that the model returned.
+    """
 
     name: str
     score: Score
     needs: frozenset[str] = frozenset()
+    at_answer: bool = False
 
     def __call__(self, outputs: Any, pairs: Pairs, full: Any = None) -> Float[Tensor, " pair"]:
         """The metric of each pair, given what the model returned for it, and for ``kl`` what the full model did.
@@ -61,7 +66,8 @@ class Metric:
 def metric_of(name: str, function: Callable[..., Tensor], needs_full: bool = False) -> Metric:
     """A metric of your own: ``function(outputs, pairs)``, or ``(outputs, pairs, full)`` with ``needs_full``.
 
-    It returns one number a pair, a Float [pair], higher is better.
+    ``outputs`` and ``full`` are what the model returned, all of it. It returns one number a pair, a Float [pair],
+    higher is better.
     """
     if needs_full:
         return Metric(name, function, frozenset({"full"}))
@@ -106,6 +112,7 @@ def logits_at_answer(outputs: Any, pairs: Pairs) -> Float[Tensor, "pair token vo
 
     From [pair, position, vocabulary] those at the pair's position; [pair, vocabulary] as they are. A model asked
     for its last position alone returns [pair, 1, vocabulary]: taken where that is the position of every pair.
+    Raises MetricError where the logits have other axes, or where it is not known which of their positions answers.
     """
     logits = logits_of(outputs)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -117,6 +124,11 @@ def logits_at_answer(outputs: Any, pairs: Pairs) -> Float[Tensor, "pair token vo
     if logits.ndim == 2:
         return logits[:, None]
     places = _answer_places(pairs).to(logits.device)
+    if int(places.min()) < 0:
+        raise MetricError(
+            f"the logits have {logits.shape[1]} positions, and nothing says at which of them the answer is read",
+            mend="the inputs are no tokens, so that no position is the last: give Pairs.of(..., position=...)",
+        )
     if logits.shape[1] == 1 and pairs.n_positions and bool((places == pairs.n_positions - 1).all()):
         return logits
     if int(places.max()) >= logits.shape[1]:
@@ -188,10 +200,10 @@ def _best_at(logits: Float[Tensor, "pair vocabulary"], tokens: Int64[Tensor, "pa
     return logits.gather(1, index).masked_fill(~is_token, float("-inf")).amax(dim=1)
 
 
-LOGIT_DIFFERENCE = Metric("logit-difference", _logit_difference, frozenset({"answers", "wrong"}))
-LOG_PROBABILITY = Metric("log-probability", _log_probability, frozenset({"answers"}))
-ACCURACY = Metric("accuracy", _accuracy, frozenset({"answers"}))
-KL = Metric("kl", _kl, frozenset({"full"}))
+LOGIT_DIFFERENCE = Metric("logit-difference", _logit_difference, frozenset({"answers", "wrong"}), at_answer=True)
+LOG_PROBABILITY = Metric("log-probability", _log_probability, frozenset({"answers"}), at_answer=True)
+ACCURACY = Metric("accuracy", _accuracy, frozenset({"answers"}), at_answer=True)
+KL = Metric("kl", _kl, frozenset({"full"}), at_answer=True)
 METRICS = {each.name: each for each in (LOGIT_DIFFERENCE, LOG_PROBABILITY, ACCURACY, KL)}
 
 

@@ -42,7 +42,7 @@ class Pairs:
     corrupted: Inputs
     answers: Int64[Tensor, "pair answer"] | Int64[Tensor, "pair 1 token"]  # -1 is no answer; 3 axes: see Metric
     wrong: Int64[Tensor, "pair wrong"]  # -1 is no answer
-    position: Int64[Tensor, " pair"]  # whose logits answer; for a sequence, its first token
+    position: Int64[Tensor, " pair"]  # whose logits answer; of a sequence, its first token's; -1: nobody said
     groups: tuple[str, ...]  # pairs of one group share names and template: they are drawn and held out together
     spans: tuple[Span | None, ...]  # where clean and corrupted differ; None where positions have no meaning
     texts: tuple[tuple[str, str], ...]  # clean and corrupted as people read them; may be empty strings
@@ -68,7 +68,7 @@ class Pairs:
         groups: Sequence[str] | None = None,
         texts: Sequence[tuple[str, str]] | None = None,
     ) -> "Pairs":
-        """Pairs of any inputs. What is left out: no answers; the last real position; every pair its own group.
+        """Pairs of any inputs. What is left out: no answers; the last real token; every pair its own group.
 
         ``answers`` and ``wrong`` hold one index a pair, or [pair, answer] padded with -1.
         """
@@ -202,7 +202,7 @@ def _last_positions(inputs: Inputs, size: int) -> Tensor:
     if mask is not None and mask.shape[1]:
         columns = torch.arange(mask.shape[1], device=mask.device)
         return (mask.ne(0) * (columns + 1)).amax(dim=1).cpu() - 1
-    return torch.full((size,), 0 if ids is None else ids.shape[1] - 1, dtype=torch.long)
+    return torch.full((size,), -1 if ids is None else ids.shape[1] - 1, dtype=torch.long)
 
 
 def _spans(clean: Inputs, corrupted: Inputs, size: int) -> tuple[Span | None, ...]:

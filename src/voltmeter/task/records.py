@@ -17,6 +17,7 @@ from voltmeter.task.pairs import Span
 from voltmeter.task.rows import Answer, Prompt, Row
 
 _SUFFIX = "_counterfactual"
+_MOST = 2**63  # what a tensor of whole numbers holds is smaller
 
 
 class BadRow(Exception):
@@ -27,6 +28,8 @@ def row_of(number: int, record: Any, counterfactual: str | None = None) -> Row:
     """One record of a file as a row. ``counterfactual`` is as in ``read_rows``. Raises BadRow."""
     if not isinstance(record, dict):
         raise BadRow(f"it is a {type(record).__name__}, an object was expected")
+    if _has_half_a_character(record):
+        raise BadRow("it holds half of a surrogate pair, which is no character")
     if "correct_idx" in record:
         return _eap_ig_row(number, record, counterfactual)
     if "prompt" in record and any(key.endswith(_SUFFIX) for key in record):
@@ -160,13 +163,23 @@ def _span(record: dict[str, Any]) -> Span | None:
 
 def _optional(record: dict[str, Any], name: str, kind: type) -> Any:
     value = record.get(name)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    too_large = isinstance(value, int) and not -_MOST <= value < _MOST
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or too_large):
         raise BadRow(f"'{name}' is {_short(value)}, {'a text' if kind is str else 'a whole number'} was expected")
     return value
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+
+
+def _has_half_a_character(record: dict[str, Any]) -> bool:
+    """JSON can write what no text holds, and no tokenizer takes: "\\ud800"."""
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _has(record: dict[str, Any]) -> str:

@@ -44,10 +44,12 @@ def build_pairs(
     drop_misaligned: bool = False,
     check_words: bool = True,
     as_dict: bool = True,
+    unnamed: str = "row",
 ) -> tuple[Pairs, tuple[int, ...]]:
     """Rows as aligned, padded pairs of tokens, and the numbers of the rows dropped because they do not line up.
 
     ``long_answers`` says what becomes of answers of several tokens, see ``LONG``. Rows of token ids need no encoder.
+    ``unnamed`` is as in ``group_names``.
     Raises TaskError if there are no rows, rows do not line up, or answers cannot be found in the vocabulary.
     """
     if long_answers not in LONG:
@@ -58,7 +60,7 @@ def build_pairs(
         raise TaskError("the task is empty: it holds no pairs")
     kept, dropped = aligned([_tokenise(row, encoder) for row in rows], encoder, drop_misaligned, check_words)
     _require_known(kept, encoder)
-    groups = group_names(rows)
+    groups = group_names(rows, unnamed)
     kept = _LONG[long_answers](kept, encoder)
     pairs = Pairs.from_tokens(
         [row.clean for row in kept],
@@ -75,10 +77,11 @@ def build_pairs(
     return (_as_sequences(pairs, kept) if long_answers == "sequence" else pairs), dropped
 
 
-def group_names(rows: Sequence[Row]) -> dict[int, str]:
+def group_names(rows: Sequence[Row], unnamed: str = "row") -> dict[int, str]:
     """The group of each row by its number: as the file names it, else the rows that share a clean prompt.
 
-    The two directions of a pair (A against B, B against A) are one group.
+    The two directions of a pair (A against B, B against A) are one group. A group without a name is called after its
+    first row: "row 3", or with another word than ``unnamed``, to tell the rows of two files apart.
     """
     pairs = {(row.clean, row.corrupted) for row in rows}
     leader: dict[Prompt, Prompt] = {}
@@ -95,7 +98,7 @@ def group_names(rows: Sequence[Row]) -> dict[int, str]:
     first: dict[Prompt, int] = {}
     for row in rows:
         first.setdefault(find(row.clean), row.number)
-    return {row.number: row.group if row.group is not None else f"row {first[find(row.clean)]}" for row in rows}
+    return {row.number: row.group if row.group is not None else f"{unnamed} {first[find(row.clean)]}" for row in rows}
 
 
 def _tokenise(row: Row, encoder: Encoder | None) -> TokenRow:

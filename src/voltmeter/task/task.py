@@ -84,8 +84,8 @@ def from_file(
     """
     encoder = None if tokenizer is None else Encoder(tokenizer, bos)
 
-    def build(rows: Sequence[Row]) -> tuple[Pairs, tuple[int, ...]]:
-        return build_pairs(rows, encoder, long_answers, drop_misaligned, check_words, as_dict)
+    def build(rows: Sequence[Row], unnamed: str = "row") -> tuple[Pairs, tuple[int, ...]]:
+        return build_pairs(rows, encoder, long_answers, drop_misaligned, check_words, as_dict, unnamed)
 
     rows = read_rows(path, counterfactual)
     pairs, dropped = build(rows)
@@ -102,7 +102,7 @@ def from_file(
         train, judged = (_of_split(pairs, splits, split) for split in _SPLITS)
     else:
         train, how["split"] = pairs, f"held out: {held_out}"
-        judged, how["dropped_held_out_rows"] = build(read_rows(held_out, counterfactual))
+        judged, how["dropped_held_out_rows"] = build(read_rows(held_out, counterfactual), "held-out row")
         how["held_out_sha256"] = digest_file(held_out)
     chosen = metric_named(metric) if isinstance(metric, str) else metric or _default_metric(pairs)
     return Task(name or Path(path).stem, train, judged, chosen, how)

@@ -1,0 +1,74 @@
+"""The flags of the commands: what each is called, takes, and says of itself with ``--help``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# of several commands
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A Hugging Face id or directory, demo, hooked:DIR or py:package.module:factory."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback too.")]
+Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="float32, float64 or bfloat16.")]
+Declare = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODULE", help="Take this module as one opaque component. Repeatable."),
+]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the run goes.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
+
+# of wire
+
+Node = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Only this writer, reader or edge, with what it is joined to.")
+]
+Split = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=PARTS", help="Divide a component: input=parts, m0=units, a0=heads. Repeatable."),
+]
+Merge = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Make a component whole again: a0. Repeatable.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="FILE", help="Example inputs: a .safetensors file of the model's arguments."),
+]
+EveryName = Annotated[bool, typer.Option("--all", help="Print every name.")]
+
+# of discover
+
+Task = Annotated[str, typer.Option(metavar="TASK", help="A built-in task (see: voltmeter tasks) or a file of pairs.")]
+Method = Annotated[str, typer.Option(metavar="NAME", help="See: voltmeter methods.")]
+Fill = Annotated[
+    str, typer.Option(metavar="NAME", help="What a cut edge carries: zero, mean, mean-position or resample.")
+]
+Edges = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="A circuit of at most N edges.", show_default=False)
+]
+Faithful = Annotated[
+    float | None,
+    typer.Option(metavar="T", help="The smallest circuit that is faithful at T; 0.9 if --edges is not given."),
+]
+Signed = Annotated[bool, typer.Option("--signed", help="Rank edges by score, not by |score|.")]
+Metric = Annotated[str | None, typer.Option(metavar="NAME", help="logit-difference, log-probability, accuracy or kl.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="Of the task and the method.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", min=1, help="Steps of the method.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeatable."),
+]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Pairs to a step.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1; a GPU if there is one.")]
+DropMisaligned = Annotated[
+    bool, typer.Option("--drop-misaligned", help="Leave out pairs that do not line up token by token.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with this run where it was stopped.")]
+
+# of show
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
+EveryEdge = Annotated[bool, typer.Option("--all", help="Print every edge.")]
