@@ -134,7 +134,8 @@ WRONG = {
             "voltmeter: there is no model './stories'",
             "  there is no such directory",
             "~  local directories with a model, nearest: .*broken.*",
-            "  a model is a Hugging Face id, a local directory, demo, hooked:DIR or py:package.module:factory",
+            "  a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME or "
+            "py:package.module:factory",
         ),
     ),
     "a file that is no model": Refusal(

@@ -41,6 +41,7 @@ PUBLIC = [
     "errors",
     "fill",
     "load",
+    "rasp",
     "record",
     "run",
     "wire",

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from voltmeter import errors
+from voltmeter import errors, rasp
 from voltmeter.circuit import Circuit, Scores
 from voltmeter.discover import discover
 from voltmeter.run import fill, record, run
@@ -15,4 +15,17 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["Circuit", "Scores", "Task", "__version__", "discover", "errors", "fill", "load", "record", "run", "wire"]
+__all__ = [
+    "Circuit",
+    "Scores",
+    "Task",
+    "__version__",
+    "discover",
+    "errors",
+    "fill",
+    "load",
+    "rasp",
+    "record",
+    "run",
+    "wire",
+]

@@ -13,7 +13,8 @@ app = typer.Typer(
     help="Measure the circuits inside neural networks.",
     epilog=(
         "MODEL is a Hugging Face id or a local directory, demo (a small model that ships with voltmeter), "
-        "hooked:DIR (weights in HookedTransformer's format), or py:package.module:factory."
+        "hooked:DIR (weights in HookedTransformer's format), rasp:NAME (a compiled program), "
+        "or py:package.module:factory."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -134,6 +135,39 @@ def show(run: flags.Run, every: flags.EveryEdge = False, debug: flags.Debug = Fa
     from voltmeter.cli import show as this
 
     this.show(run, every)
+
+
+@app.command()
+@command
+def truth(
+    model: flags.CompiledModel,
+    fill: flags.TruthFill,
+    positions: flags.Positions = "paired",
+    tolerance: flags.Tolerance = 1e-6,
+    output: flags.TruthOutput = "raw",
+    seed: flags.TruthSeed = 0,
+    limit: flags.Limit = 100_000,
+    save: flags.Save = None,
+    verify: flags.Verify = False,
+    as_json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Tell which edges a compiled model needs, in certified grades.
+
+    Cuts every edge, searches all circuits, and says of each edge that the program uses and the truth lacks, why.
+    """
+    from voltmeter.cli import truth as this
+
+    this.show_truth(this.Asked(model, fill, positions, tolerance, output, seed, limit, save, verify), as_json)
+
+
+@app.command()
+@command
+def programs(as_json: flags.Json = False, debug: flags.Debug = False) -> None:
+    """List the programs that can be compiled into models with known circuits."""
+    from voltmeter.cli import truth as this
+
+    this.show_programs(as_json)
 
 
 @app.command()

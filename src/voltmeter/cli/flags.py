@@ -10,7 +10,8 @@ import typer
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A Hugging Face id or directory, demo, hooked:DIR or py:package.module:factory."
+        metavar="MODEL",
+        help="A Hugging Face id or directory, demo, hooked:DIR, rasp:NAME or py:package.module:factory.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
@@ -72,3 +73,23 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with this run wher
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
 EveryEdge = Annotated[bool, typer.Option("--all", help="Print every edge.")]
+
+# of truth
+
+CompiledModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="rasp:NAME, rasp:random:SEED[:SIZE] or rasp:DIRECTORY.")
+]
+TruthFill = Annotated[
+    str, typer.Option("--fill", metavar="NAME", help="What a cut edge carries: zero, mean, mean-position or resample.")
+]
+Positions = Annotated[
+    str, typer.Option(metavar="WHICH", help="Of the corrupted run (resample): paired, or random, shuffled too.")
+]
+Tolerance = Annotated[float, typer.Option(metavar="T", help="The output changed where it moved by more.")]
+TruthOutput = Annotated[
+    str, typer.Option("--output", metavar="KIND", help="raw, the numbers; decoded, the values they stand for.")
+]
+TruthSeed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Of the pairing of inputs.")]
+Limit = Annotated[int, typer.Option(metavar="N", min=1, help="States after which the search for circuits stops.")]
+Save = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the certificate there.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Check the certificate from scratch, with the slow engine.")]

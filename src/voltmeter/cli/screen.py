@@ -78,12 +78,12 @@ class Screen:
         """The one document of ``--json``, on stdout."""
         typer.echo(json_bytes(content).decode(), nl=False)
 
-    def edges(self, rows: Sequence[Row], n_more: int = 0, in_words: bool = False) -> None:
-        """A table of edges, indented; ``in_words`` says what each reader is."""
+    def edges(self, rows: Sequence[Row], n_more: int = 0, in_words: bool = False, figure: str = "score") -> None:
+        """A table of edges with a ``figure`` each, indented; ``in_words`` says what each reader is."""
         table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
         for name in ("writer", "", "reader"):
             table.add_column(name, no_wrap=True)
-        table.add_column("score", justify="right", no_wrap=True)
+        table.add_column(figure, justify="right", no_wrap=True)
         if in_words:
             table.add_column("which is", no_wrap=True)
         for writer, reader, score in rows:

@@ -16,7 +16,9 @@ from voltmeter.cli.options import dtype_named
 from voltmeter.cli.screen import Screen, count, tiny
 from voltmeter.cli.subject import show_wiring
 from voltmeter.errors import AddressError, nearest
-from voltmeter.wiring.load import load_model
+from voltmeter.rasp.compiled import Compiled
+from voltmeter.rasp.wired import wiring_of
+from voltmeter.wiring.load import LoadedModel, load_model
 from voltmeter.wiring.wire import wire as wire_model
 from voltmeter.wiring.wiring import Wiring
 
@@ -39,7 +41,7 @@ def wire(spec: str, view: View, dtype: str | None, as_json: bool) -> None:
     """Loads, wires, divides, and prints. Raises LoadError, WiringError, AddressError."""
     splits = [_assignment(text) for text in view.split]
     loaded = load_model(spec, dtype=dtype_named(dtype))
-    wiring = wire_model(loaded.model, example_for(loaded, view.inputs), declare=view.declare)
+    wiring = _wired(loaded, view)
     for name, into in splits:
         wiring = wiring.split(name, into)
     for name in view.merge:
@@ -64,6 +66,12 @@ def document(wiring: Wiring) -> dict[str, Any]:
         "n_edges": len(wiring.edges),
         "verified": asdict(wiring.verified),
     }
+
+
+def _wired(loaded: LoadedModel, view: View) -> Wiring:
+    if isinstance(loaded.origin, Compiled) and view.inputs is None:
+        return wiring_of(loaded.origin).wiring  # with the input split, as in its truth
+    return wire_model(loaded.model, example_for(loaded, view.inputs), declare=view.declare)
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@
     ./stories260K, org/name     a Hugging Face model: a local directory, or an id on the hub
     hooked:DIR                  weights in HookedTransformer's format; hooked:DIR?attention=causal sets a setting
     py:package.module:factory   whatever factory() returns: a module, or (module, example inputs)
+    rasp:...                    a compiled program (``voltmeter.rasp`` brings this one, with ``register_kind``)
 
 Models come in eval mode and, but for ``py:``, in float32 unless another dtype is asked for. The network is touched
 for hub ids alone. No code that comes with a model is run; ``py:`` runs code that the person names.
@@ -32,7 +33,7 @@ from voltmeter.wiring.hugging_face import hugging_face_directory, load_hugging_f
 
 DATA = Path(__file__).parents[1] / "data"
 
-Kind: TypeAlias = Literal["demo", "hugging-face", "hooked", "python"]
+Kind: TypeAlias = Literal["demo", "hugging-face", "hooked", "python", "compiled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class LoadedModel:
     """A model and where it came from.
 
     ``tokenizer_dir`` is None where no tokenizer lies beside the weights; ``example`` is what a ``py:`` factory gave as
-    inputs, or None; ``digest`` is that of the weights (``digest_of``).
+    inputs, or None; ``digest`` is that of the weights (``digest_of``); ``origin`` is what else its loader knows of it.
     """
 
     model: nn.Module
@@ -49,6 +50,18 @@ class LoadedModel:
     kind: Kind
     digest: str
     example: object | None = None
+    origin: object | None = None
+
+
+Loader: TypeAlias = Callable[[str, torch.dtype | None], LoadedModel]
+_loaders: dict[str, Loader] = {}
+
+
+def register_kind(prefix: str, loader: Loader) -> None:
+    """Have ``load_model`` give every spec that begins with ``prefix:`` to ``loader``. For rooms after this one."""
+    if prefix in _loaders:
+        raise LoadError(f"models called {prefix}:... have a loader already")
+    _loaders[prefix] = loader
 
 
 def load_model(spec: str, *, dtype: torch.dtype | None = None) -> LoadedModel:
@@ -67,6 +80,8 @@ def load_model(spec: str, *, dtype: torch.dtype | None = None) -> LoadedModel:
     if kind == "py":
         model, example = _from_factory(spec)
         return _loaded(spec, "python", model if dtype is None else model.to(dtype), example=example)
+    if kind in _loaders:
+        return _loaders[kind](spec, dtype)
     directory = hugging_face_directory(spec)
     model = load_hugging_face(directory, dtype or torch.float32)
     return _loaded(spec, "hugging-face", model, tokenizer_dir_of(directory))

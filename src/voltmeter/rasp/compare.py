@@ -1,0 +1,169 @@
+"""A handcrafted model beside another, such as one that was trained: where they agree, and what is left unexplained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from voltmeter.errors import ProgramError
+from voltmeter.rasp.model import CompiledTransformer, Value
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """How two models behave on the same inputs, position by position, BOS left out.
+
+    ``agrees`` says where both decode to the same value (numbers: within the tolerance); ``difference`` is the largest
+    |Δ| over the output dimensions; ``kl`` is KL(other ‖ handcrafted) in nats, None where the output is a number.
+    ``counted`` are the positions that were asked about.
+    """
+
+    inputs: tuple[tuple[Value, ...], ...]
+    agrees: Bool[Tensor, "input pos"]
+    difference: Float[Tensor, "input pos"]
+    kl: Float[Tensor, "input pos"] | None
+    counted: Bool[Tensor, "input pos"]
+
+    @property
+    def agreement(self) -> float:
+        """The share of the counted positions at which they agree."""
+        return int((self.agrees & self.counted).sum()) / int(self.counted.sum())
+
+    @property
+    def disagreement(self) -> Float[Tensor, " input"]:
+        """For each input, the share of its counted positions at which they disagree."""
+        missed = (~self.agrees & self.counted).sum(1).double()
+        return missed / self.counted.sum(1).clamp(min=1)
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of an output dimension at a counted position."""
+        return float(self.difference[self.counted].max())
+
+    @property
+    def mean_kl(self) -> float | None:
+        """KL over the counted positions, in nats; None where the output is a number."""
+        return None if self.kl is None else float(self.kl[self.counted].mean())
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """An input on which the handcrafted model differs: at which positions, from 0, and by how much at the worst.
+
+    ``amount`` is KL(other ‖ handcrafted) in nats, or the difference where the output is a number.
+    """
+
+    given: tuple[Value, ...]
+    positions: tuple[int, ...]
+    handcrafted: tuple[Value, ...]
+    other: tuple[Value, ...]
+    amount: float
+
+
+def compare(
+    handcrafted: CompiledTransformer,
+    other: nn.Module,
+    inputs: Sequence[Sequence[Value]],
+    *,
+    counted: Bool[Tensor, "input pos"] | None = None,
+    scale: int | float = 1.0,
+    tolerance: int | float = 1e-6,
+) -> Comparison:
+    """Run both on ``inputs`` and compare their outputs.
+
+    ``other`` takes what ``handcrafted`` takes, rows of its token embedding with BOS first, and gives the same output
+    dimensions in the same order. ``counted`` leaves positions out, such as those where a program is undefined.
+    ``scale`` multiplies the handcrafted outputs before KL: a one-hot of size 1 is a poor logit. Costs one pass of each.
+
+    Raises:
+        ProgramError: inputs that the handcrafted model does not take, outputs of another shape, or nothing counted.
+    """
+    ours, theirs = _outputs(handcrafted, other, inputs)
+    return _compared(handcrafted, ours, theirs, inputs, _counted(ours, counted), scale, tolerance)
+
+
+def rank_unexplained(
+    handcrafted: CompiledTransformer,
+    other: nn.Module,
+    inputs: Sequence[Sequence[Value]],
+    *,
+    counted: Bool[Tensor, "input pos"] | None = None,
+    scale: int | float = 1.0,
+    tolerance: int | float = 1e-6,
+) -> list[Unexplained]:
+    """The inputs on which the two differ, worst first; empty when the handcrafted model explains all.
+
+    The worst has the most positions wrong, then the largest KL (difference, for numbers) at one of them.
+    """
+    ours, theirs = _outputs(handcrafted, other, inputs)
+    found = _compared(handcrafted, ours, theirs, inputs, _counted(ours, counted), scale, tolerance)
+    wrong = ~found.agrees & found.counted
+    size = found.difference if found.kl is None else found.kl
+    amounts = size.masked_fill(~wrong, 0.0).amax(1)
+    decoded, others = handcrafted.decode(ours), handcrafted.decode(theirs)
+    order = sorted(range(len(found.inputs)), key=lambda at: (-int(wrong[at].sum()), -float(amounts[at])))
+    return [
+        Unexplained(
+            found.inputs[at],
+            tuple(wrong[at].nonzero().flatten().tolist()),
+            tuple(decoded[at]),
+            tuple(others[at]),
+            float(amounts[at]),
+        )
+        for at in order
+        if wrong[at].any()
+    ]
+
+
+def _outputs(
+    handcrafted: CompiledTransformer, other: nn.Module, inputs: Sequence[Sequence[Value]]
+) -> tuple[Tensor, Tensor]:
+    """What both give, [input, pos, output], BOS's position first."""
+    tokens = handcrafted.encode(inputs)
+    with torch.no_grad():
+        ours, theirs = handcrafted(tokens).double(), other(tokens).double()
+    if ours.shape != theirs.shape:
+        raise ProgramError(
+            f"the other model gives outputs {list(theirs.shape)}, and {handcrafted.interface.name} {list(ours.shape)}",
+            mend="both give [input, position, output], BOS's position included, with the same output dimensions",
+        )
+    return ours, theirs
+
+
+def _counted(outputs: Tensor, counted: Tensor | None) -> Tensor:
+    batch, positions = outputs.shape[0], outputs.shape[1] - 1
+    if counted is None:
+        return torch.ones(batch, positions, dtype=torch.bool)
+    if counted.shape != (batch, positions) or not counted.any():
+        raise ProgramError(
+            f"counted is {list(counted.shape)} and has {int(counted.sum())} positions in it, "
+            f"for {batch} inputs of {positions}",
+            mend="give one truth value per input and position (BOS left out), at least one of them true",
+        )
+    return counted
+
+
+def _compared(
+    handcrafted: CompiledTransformer,
+    ours: Tensor,
+    theirs: Tensor,
+    inputs: Sequence[Sequence[Value]],
+    counted: Tensor,
+    scale: int | float,
+    tolerance: int | float,
+) -> Comparison:
+    ours, theirs = ours[:, 1:], theirs[:, 1:]
+    rows = tuple(tuple(row) for row in inputs)
+    difference = (ours - theirs).abs().amax(-1)
+    if handcrafted.interface.decoded is None:
+        return Comparison(rows, difference <= tolerance, difference, None, counted)
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    return Comparison(rows, same, difference, _kl(theirs, ours * scale), counted)
+
+
+def _kl(truth: Tensor, guess: Tensor) -> Tensor:
+    """KL(truth ‖ guess) of logits, in nats, over the last axis."""
+    p, q = truth.log_softmax(-1), guess.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)

@@ -1,0 +1,43 @@
+"""A program tried on some inputs before it is compiled.
+
+Whether an aggregate of categories ever selects two different ones depends on the inputs. A transformer would then
+write a mixture of both, without a word; so the oracle is asked first.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from itertools import product
+
+from voltmeter.errors import ProgramError
+from voltmeter.rasp.language import evaluate, nodes
+from voltmeter.rasp.model import Value
+from voltmeter.rasp.nodes import CATEGORICAL, Sop
+from voltmeter.rasp.selectors import Aggregate
+from voltmeter.rasp.values import Limits
+
+_MOST_ROWS = 64
+
+
+def refuse_ambiguous(sop: Sop, limits: Limits, causal: bool, inputs: Sequence[Sequence[Value]] | None) -> None:
+    """Raise ProgramError if an aggregate is ambiguous on one of the inputs.
+
+    Without ``inputs``, on 64 of those it is compiled for: all of a length where there are so few, else random ones.
+    A program that passes may still be ambiguous on another; ``evaluate`` says so then.
+    """
+    if not any(isinstance(node, Aggregate) and node.encoding is CATEGORICAL for node in nodes(sop)):
+        return
+    for row in _rows(limits) if inputs is None else inputs:
+        try:
+            evaluate(sop, row, causal)
+        except ProgramError as error:
+            mend = f"{error.mend}; or name the inputs that the program is for: inputs="
+            raise ProgramError(error.problem, error.details, mend) from error
+
+
+def _rows(limits: Limits) -> Iterable[Sequence[Value]]:
+    vocabulary, longest = limits.vocabulary, limits.max_length
+    if len(vocabulary) ** longest <= _MOST_ROWS:
+        return product(vocabulary, repeat=longest)
+    draw = random.Random(0)
+    lengths = [longest, longest, 1 + longest // 2]  # most at full length, where most is selected
+    return [draw.choices(vocabulary, k=lengths[at % 3]) for at in range(_MOST_ROWS)]

@@ -1,0 +1,261 @@
+"""The certificate as a file, and its check from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from known_models import export, planted, random_model, two_paths, veto
+
+from voltmeter.errors import FormatError, LoadError, TruthError
+from voltmeter.files import json_bytes, parse_object, seal
+from voltmeter.rasp import verify as verify_module
+from voltmeter.rasp.certificate import Certificate
+from voltmeter.rasp.compiled import Compiled
+from voltmeter.rasp.truth import truth
+from voltmeter.rasp.verify import verify
+from voltmeter.rasp.wired import Wired, random_twin, wiring_of
+
+
+def saved(certificate: Certificate, directory: Path) -> Path:
+    certificate.save(directory / "certificate.json")
+    return directory / "certificate.json"
+
+
+def tampered(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """The file with something changed and sealed again, as by someone who means it."""
+    document = parse_object(path.read_bytes(), str(path))
+    edit(document)
+    body = {key: value for key, value in document.items() if key not in ("kind", "schema", "digest")}
+    path.write_bytes(json_bytes(seal(body, document["kind"], document["schema"])))
+    return path
+
+
+# The file ------------------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_comes_back_as_it_was(tmp_path: Path) -> None:
+    for number, (compiled, fill) in enumerate([(export("reverse"), "zero"), (two_paths(), "mean"), (veto(), "zero")]):
+        certificate = truth(compiled, fill, seed=4)
+        path = saved(certificate, tmp_path / str(number))
+        back = Certificate.load(path)
+        assert back == certificate
+        assert back.document() == certificate.document()
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
+def test_the_file_says_what_it_rests_on(tmp_path: Path) -> None:
+    document = json.loads(saved(truth(export("frac_prevs_x"), "resample", "random", seed=2), tmp_path).read_text())
+    assert document["kind"] == "certificate"
+    assert document["question"] == {
+        "fill": "resample",
+        "positions": "random",
+        "output": "raw",
+        "tolerance": 1e-6,
+        "seed": 2,
+    }
+    assert (document["dtype"], document["n_inputs"], document["outputs"]) == ("float64", 512, ["frac_prevs_7"])
+    assert set(document["versions"]) == {"voltmeter", "torch"}
+    assert len(document["effects"]) == 32
+    assert len(document["model"]) == len(document["inputs"]) == 64
+    assert len(document["necessary"]) == 5
+
+
+def test_damaged_files_are_errors(tmp_path: Path) -> None:
+    path = saved(truth(veto(), "zero"), tmp_path)
+    with pytest.raises(LoadError, match="there is no file"):
+        Certificate.load(tmp_path / "none.json")
+    text = path.read_text()
+    path.write_text(text.replace('"sufficient": true', '"sufficient": false'))
+    with pytest.raises(FormatError, match="its digest is not that of its content"):
+        Certificate.load(path)
+    path.write_text(text[:-30])
+    with pytest.raises(FormatError, match="is damaged"):
+        Certificate.load(path)
+    path.write_text(text)
+    with pytest.raises(FormatError, match="is no whole certificate"):
+        Certificate.load(tampered(path, lambda d: d.pop("restoring")))
+    path.write_text(text)
+    with pytest.raises(TruthError, match="contradicts itself") as caught:
+        Certificate.load(tampered(path, lambda d: d["necessary"].pop()))
+    assert "m0 -> logits" in str(caught.value)
+
+
+# The check -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fill", "positions"),
+    [
+        ("zero", "paired"),
+        ("mean", "paired"),
+        ("mean-position", "paired"),
+        ("resample", "paired"),
+        ("resample", "random"),
+    ],
+)
+def test_certificates_check(fill: str, positions: str) -> None:
+    """Of one model whose truth is unique and two whose it is not; raw and decoded."""
+    for compiled, output in ((random_model(1), "raw"), (random_model(1), "decoded"), (two_paths(), "raw")):
+        certificate = truth(compiled, fill, positions, output=output, seed=1)
+        found = verify(certificate, compiled, pairs=10, samples=5)
+        assert found.circuits > len(certificate.effects)
+        assert found.pairs == min(10, found.all_pairs)
+
+
+def test_a_check_may_try_every_pair() -> None:
+    compiled = export("hist")
+    found = verify(truth(compiled, "zero"), compiled, pairs=None, samples=7)
+    assert found.pairs == found.all_pairs == 6 * 12
+    assert found.samples == 7
+
+
+def test_nothing_of_the_fast_code_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = export("hist")
+    certificate = truth(compiled, "resample", "random")
+    asked: list[bool] = []
+    run = verify_module.run
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs.get("reference", False))
+        assert args[2].dim() == 1  # one circuit at a time
+        return run(*args, **kwargs)
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the fast code was asked")
+
+    monkeypatch.setattr(verify_module, "run", watched)
+    for name in ("effects.further_cuts", "effects.run_cut", "search.minimal_circuits", "machine.written"):
+        monkeypatch.setattr(f"voltmeter.rasp.{name}", refused)
+    found = verify(certificate, compiled, pairs=5, samples=5)
+    assert len(asked) == found.circuits
+    assert all(asked)
+
+
+def _effect(document: dict[str, Any]) -> None:
+    document["effects"]["m0 -> m1"] = 0.5
+
+
+def _other_necessary(document: dict[str, Any]) -> None:
+    document["effects"]["m0 -> m1"] = 0.0
+    document["necessary"].remove("m0 -> m1")
+
+
+def _renamed(document: dict[str, Any]) -> None:
+    document["effects"] = {name.replace("m0 -> m1", "m0 -> m9"): figure for name, figure in document["effects"].items()}
+    document["necessary"] = [name.replace("m0 -> m1", "m0 -> m9") for name in document["necessary"]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (_effect, "the effect of cutting m0 -> m1: 0.5 is certified, 6 was measured"),
+        (_other_necessary, "the effect of cutting m0 -> m1: 0 is certified, 6 was measured"),
+        (_renamed, "the certificate has other edges than the model: m0 -> m9"),
+        (lambda d: d["grades"].update(sufficient=False), "sufficient: False is certified, True was found"),
+        (lambda d: d["grades"].update(one_minimal=True), "one_minimal: True is certified, False was found"),
+        (lambda d: d["grades"].update(unique="yes"), "unique: yes is certified, no was found"),
+        (lambda d: d["grades"].update(no_restoring_pair=True), "no_restoring_pair: True is certified, False was found"),
+        (lambda d: d.update(droppable=[]), r"the necessary edges that can be dropped: \[\] is certified"),
+        (lambda d: d["minimal"][0].append("m1 -> logits"), "minimal circuit 0 suffices without m1 -> logits"),
+        (lambda d: d["minimal"][0].pop(), "minimal circuit 0 .1 edges. is not sufficient"),
+        (lambda d: d.update(restoring=[["m0 -> m1", "input.pos -> m0"]]), "m0, does not restore|does not restore"),
+        (lambda d: d.update(restoring=[["m1 -> logits", "m0 -> m1"]]), "is not one of a necessary edge and another"),
+        (lambda d: d.update(restoring=[]), "cutting m1 -> logits restores the output"),
+        (lambda d: d.update(nothing_kept=0.0), "the change with every edge cut: 0 is certified, 3 was measured"),
+        (lambda d: d.update(necessary_kept=1e-7), "only the necessary edges kept: 1e-07 is certified"),
+        (lambda d: d.update(outputs_vary=False), "the outputs vary over the inputs, the certificate says otherwise"),
+        (lambda d: d.update(rounding=1e-3), "the rounding of an output"),
+        (lambda d: d["provenance"].pop(), "provenance: "),
+        (lambda d: d["explained"].pop(), "the edges explained: "),
+        (lambda d: d["question"].update(fill="mean"), "is certified, .* was measured"),
+        (lambda d: d["question"].update(fill="resample", seed=1), "was measured"),
+        (lambda d: d.update(model="0" * 64), "model's digest: 0000"),
+        (lambda d: d.update(inputs="0" * 64), "inputs' digest: 0000"),
+        (lambda d: d.update(n_inputs=8), "number of inputs: 8 is certified, 9 was given"),
+        (lambda d: d.update(dtype="float32"), "dtype: float32 is certified, float64 was given"),
+        (lambda d: d.update(outputs=["x"]), "output: "),
+    ],
+)
+def test_a_tampered_certificate_fails_naming_what_differs(
+    edit: Callable[[dict[str, Any]], object], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tampered(saved(honest()[1], tmp_path), edit)
+    monkeypatch.setattr(verify_module, "wiring_of", wired_once)
+    with pytest.raises(TruthError, match=text):
+        verify(Certificate.load(path), honest()[0], pairs=None if "restor" in text else 0, samples=1)
+
+
+@cache
+def honest() -> tuple[Compiled, Certificate]:
+    compiled = veto()
+    return compiled, truth(compiled, "zero")
+
+
+@cache
+def wired_once(compiled: Compiled) -> Wired:
+    """Wiring costs more than all else here, and has its own tests."""
+    return wiring_of(compiled)
+
+
+def test_uniqueness_that_is_not_is_found_by_trying() -> None:
+    """A certificate that hides a veto behind "presumed": some random circuit without it suffices."""
+    compiled = hidden_veto()
+    certificate = truth(compiled, "zero")
+    assert certificate.grades.unique == "no"
+    lie = dataclasses.replace(
+        certificate,
+        grades=dataclasses.replace(certificate.grades, unique="presumed", no_restoring_pair=None),
+        restoring=(),
+        minimal=(certificate.necessary,),
+        minimal_is_complete=False,
+    )
+    with pytest.raises(TruthError, match="is sufficient too"):
+        verify(lie, compiled, pairs=0, samples=40)
+
+
+def hidden_veto() -> Compiled:
+    """out = x + relu(x - 9 p), p = x: each of the two addends alone would do."""
+    return planted([[({"x": 1}, {"out": 1})], [({"x": 1}, {"p": 1})], [({"x": 1, "p": -9}, {"out": 1})]], ["p"])
+
+
+def test_a_certificate_of_another_model_or_other_inputs() -> None:
+    certificate = truth(export("hist"), "zero")
+    with pytest.raises(TruthError, match="is of something else") as caught:
+        verify(certificate, export("length"))
+    assert "program: hist is certified, length was given" in str(caught.value)
+    assert "model's digest" in str(caught.value)
+    fewer = dataclasses.replace(export("hist"), inputs=export("hist").inputs[1:], outputs=export("hist").outputs[1:])
+    with pytest.raises(TruthError, match="inputs' digest") as caught:
+        verify(certificate, fewer)
+    assert "model's digest" not in str(caught.value)
+    assert "number of inputs: 243 is certified, 242 was given" in str(caught.value)
+
+
+# Wirings -------------------------------------------------------------------------------------------------------
+
+
+def test_wirings_say_what_they_were_verified_on() -> None:
+    assert wiring_of(export("reverse")).verified_on == "inputs"
+    assert wiring_of(export("sort_unique")).verified_on == "vocabulary"
+    mute = planted([[({"x": 1}, {"out": 0})]])  # nothing reaches the output
+    wired = wiring_of(mute)
+    assert wired.verified_on == "twin"
+    assert wired.wiring.model is mute.model
+    assert "input.tok -> m0" in wired.wiring.edges.names
+    assert verify(truth(mute, "zero"), mute, pairs=0, samples=0).wired == "twin"
+
+
+def test_a_twin_has_the_shape_and_none_of_the_weights() -> None:
+    model = export("hist").model
+    twin = random_twin(model)
+    assert twin.shape == model.shape
+    for name, parameter in twin.named_parameters():
+        assert bool((parameter != model.get_parameter(name)).any())
+    assert torch.equal(twin.unembedding.weight, random_twin(model).unembedding.weight)
