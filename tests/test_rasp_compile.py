@@ -139,6 +139,9 @@ CORNERS: dict[str, Sop] = {
     "a constant divided by a number": numerical(12 / numerical(tokens)),
     "tuples inside": Map(lambda pair: pair[0] > pair[1], SequenceMap(lambda a, b: (a, b), tokens, indices)),
     "a selector twice": SequenceMap(lambda a, b: (a + b) % 4, *[SelectorWidth(Select(tokens, tokens, LT))] * 2),
+    "a predicate that gives None, in the opposite": SelectorWidth(~Select(tokens, indices, lambda key, query: None)),
+    "and in a union": SelectorWidth(Select(tokens, indices, lambda key, query: None) | rasp_known.PREVIOUS),
+    "a predicate that divides by zero": SelectorWidth(~Select(tokens, indices, lambda key, query: key / query > 1)),
     "a lone constant number": Constant(2.5, Encoding.NUMERICAL),
 }
 
@@ -223,6 +226,12 @@ def test_equal_expressions_are_computed_once() -> None:
 
     sop = SequenceMap(min, twice(), twice() + 0)
     assert compile_program(sop, (1, 2), 3).model.shape.heads == 2
+
+
+def test_compiling_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    compile_program(TABLE["hist"].sop, (1, 2), 2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dimensions_are_labelled() -> None:
@@ -375,6 +384,10 @@ def test_steps_are_as_steep_as_asked() -> None:
 
 
 WIDE = numerical(Map(lambda x: x * 1.01**x, indices))
+FAR_APART = numerical(Map(lambda token: (0, 2e-6, 1e12)[token], tokens)).named("far")
+TIMES: list[str] = []
+UNUSABLE = "the vocabulary cannot be used"
+EACH_ONCE = "give each token once: equal values (1, 1.0, True) are one token, and so are equal spellings (1, '1')"
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "an ambiguous aggregate": (
         lambda: compile_program(Aggregate(Select(tokens, tokens, TRUE), tokens).named("any"), ("a", "b"), 2),
@@ -423,18 +436,54 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no tokens": (
         lambda: compile_program(tokens, (), 3),
-        "the vocabulary is empty\n  vocabulary []\n"
-        "  give each token once; 'BOS' and 'compiler_pad' are the compiler's own",
+        f"the vocabulary is empty\n  vocabulary []\n  {EACH_ONCE}",
     ),
     "a token twice": (
         lambda: compile_program(tokens, "aba", 3),
-        "the vocabulary repeats 'a'\n  vocabulary ['a', 'b', 'a']\n"
-        "  give each token once; 'BOS' and 'compiler_pad' are the compiler's own",
+        f"{UNUSABLE}\n  vocabulary ['a', 'b', 'a']\n  it repeats 'a', as 'a'\n  {EACH_ONCE}",
     ),
     "BOS as a token": (
         lambda: compile_program(tokens, ("a", "<s>"), 3, bos="<s>"),
-        "the vocabulary has '<s>' in it\n  vocabulary ['a', '<s>']\n"
-        "  give each token once; '<s>' and 'compiler_pad' are the compiler's own",
+        f"{UNUSABLE}\n  vocabulary ['a', '<s>']\n"
+        f"  it has '<s>' in it: '<s>' and 'compiler_pad' are the compiler's own\n  {EACH_ONCE}",
+    ),
+    "tokens that are equal, or spelled alike": (
+        lambda: compile_program(tokens, (1, True, 2.0, "2.0"), 3),
+        f"{UNUSABLE}\n  vocabulary [1, True, 2.0, '2.0']\n"
+        f"  it repeats 1, as True\n  it repeats 2.0, as '2.0'\n  {EACH_ONCE}",
+    ),
+    "a token that equals BOS": (
+        lambda: compile_program(tokens, (1, 2), 3, bos=True),
+        f"{UNUSABLE}\n  vocabulary [1, 2]\n"
+        f"  it has 1 in it: True and 'compiler_pad' are the compiler's own\n  {EACH_ONCE}",
+    ),
+    "a token that is not equal to itself": (
+        lambda: compile_program(tokens, (math.nan, 1), 3),
+        f"{UNUSABLE}\n  vocabulary [nan, 1]\n  nan is no number or string\n  {EACH_ONCE}",
+    ),
+    "attention that attends everything alike": (
+        lambda: compile_program(tokens, "ab", 3, coldness=0, mlp_exactness=-1),
+        "the model would not tell values apart\n  coldness is 0\n  mlp_exactness is -1\n"
+        "  give a number above zero: 100 is usual",
+    ),
+    "numbers too close beside a large one": (
+        lambda: compile_program(Map(lambda x: x > 0, FAR_APART), (0, 1, 2), 3),
+        "Map(lambda, far) tells 0.0 from 2e-06, which are too close beside 1e+12, the largest\n"
+        "  it makes them False and True\n  round in the function, or scale the numbers up first",
+    ),
+    "a result without a hash": (
+        lambda: compile_program(Map(lambda x: [x], tokens), "a", 1),
+        "Map(lambda, tokens) gives ['a'] for 'a', which cannot be told from other values by == and hash\n"
+        "  give numbers, strings, or tuples of them",
+    ),
+    "a function with a memory": (
+        lambda: compile_program(Map(lambda x: TIMES.append(x) or len(TIMES), tokens).named("times"), "a", 1),  # type: ignore[func-returns-value]
+        "times gives 2 now, and gave something else when it was asked for its values\n"
+        "  its function has to give equal results for equal values: no chance, no state, no fresh objects",
+    ),
+    "a number beyond float64": (
+        lambda: compile_program(numerical(Map(lambda x: 10**309, tokens)), "a", 1),
+        f"Map(lambda, tokens) is numerical, but gives 1{'0' * 309}\n  give finite numbers, or leave it categorical",
     ),
     "no positions": (
         lambda: compile_program(tokens, "ab", 0),

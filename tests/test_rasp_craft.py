@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,9 @@ from rasp_known import TABLE
 from torch import nn
 
 import voltmeter as vm
+from voltmeter.circuit.circuit import Circuit
 from voltmeter.errors import AddressError, VoltmeterError
-from voltmeter.rasp.compare import compare, rank_unexplained
+from voltmeter.rasp.compare import compare, compare_circuits, rank_unexplained
 from voltmeter.rasp.compile import compile_program
 from voltmeter.rasp.craft import blank, place_attention, place_lookup, space
 from voltmeter.rasp.model import CompiledTransformer
@@ -90,6 +92,11 @@ def test_numbers_are_averaged_and_looked_up_by_the_nearest() -> None:
     assert space(model, "share").number == share
 
 
+def test_a_sequence_may_be_looked_up_beside_itself() -> None:
+    model = place_lookup(empty(), "m0", ("tokens", "tokens"), {("a", "a"): True, ("a", "b"): False}, writes="pair")
+    assert model(model.encode([["a", "b"]]))[0, 1:].tolist() == [[1, 0], [0, 0]]
+
+
 def test_two_lookups_share_an_mlp() -> None:
     model = place_lookup(empty(), "m0", "tokens", {"a": True}, writes="pair")
     model = place_lookup(model, "m0", "tokens", {"b": False}, writes="pair")
@@ -113,10 +120,12 @@ def test_the_values_of_a_sequence() -> None:
 
 
 def attend(**changes: Any) -> Callable[[], object]:
-    asked = {"at": "a0.h0", "keys": "indices", "queries": "indices", "values": "tokens", "writes": "previous"} | changes
-    return lambda: place_attention(asked.pop("model", empty()), asked.pop("at"), selects=before, **asked)
+    usual = {"at": "a0.h0", "keys": "indices", "queries": "indices", "values": "tokens", "writes": "previous"}
+    asked: dict[str, Any] = {**usual, "selects": before} | changes
+    return lambda: place_attention(asked.pop("model", empty()), asked.pop("at"), **asked)
 
 
+EDGES = ("input -> m0", "input -> logits", "m0 -> logits")
 SEQUENCES = "it has indices, most, one, pair, previous, share, tokens"
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no such head": (
@@ -201,6 +210,53 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a name in use": (
         lambda: blank("ab", 4, {"tokens": None}, "tokens", layers=1, d_head=1, d_mlp=1),
         "'tokens' is a sequence of every model\n  sequences: tokens\n  name each sequence once, the output among them",
+    ),
+    "a vocabulary that repeats": (
+        lambda: blank((1, True), 4, {"sum": None}, "sum", layers=1, d_head=1, d_mlp=1),
+        "the vocabulary cannot be used\n  vocabulary [1, True]\n  it repeats 1, as True\n"
+        "  give each token once: equal values (1, 1.0, True) are one token, and so are equal spellings (1, '1')",
+    ),
+    "sizes of zero": (
+        lambda: blank("ab", 4, {"sum": None}, "sum", layers=0, d_head=1, d_mlp=0),
+        "the model would have no room\n  layers is 0\n  d_mlp is 0\n  give sizes of 1 or more",
+    ),
+    "values that labels cannot hold": (
+        lambda: blank("ab", 4, {"a:b": None, "d": ("1", 2, 2), "n": ()}, "d", layers=1, d_head=1, d_mlp=1),
+        "labels 'name:value' would not say which sequence and value they stand for\n  'a:b' has a colon in its name\n"
+        "  'd' has 2 twice\n  'd' has the text '1', which is read as 1\n  'n' has no values: None makes it a number\n"
+        "  give names without colons, each value once, and numbers and truth values as such, not as text",
+    ),
+    "a pattern that selects nothing": (
+        attend(keys="tokens", queries="tokens", selects=lambda key, query: key == 1),
+        "a0.h0 would only ever attend BOS: selects holds for no key of 'tokens' and query of 'tokens'\n"
+        "  keys 'a', 'b', 'c'\n  queries 'a', 'b', 'c'\n"
+        "  select some of these values (their types count: 1 is not '1')",
+    ),
+    "attention without a score": (attend(coldness=0), "coldness is 0\n  give a number above zero: 100 is usual"),
+    "a number looked up by what is none": (
+        lambda: place_lookup(empty(), "m0", "share", {(0.0, "a"): True, "b": True, 1: True}, writes="pair"),
+        "'share' is a number, and the table has other keys\n  (0.0, 'a')\n  'b'\n  give one number for each key",
+    ),
+    "numbers too close to look up": (
+        lambda: place_lookup(empty(), "m0", "share", {0.0: True, 1e-9: False}, writes="pair"),
+        "the table's keys for 'share' are too close to tell apart\n  0.0 and 1e-09\n  keep them more than 1e-06 apart",
+    ),
+    "no number to write": (
+        lambda: place_lookup(empty(), "m0", "tokens", {"a": "many"}, writes="share"),
+        "'share' is a number, and 'many' is none\n  give a finite number",
+    ),
+    "circuits with an edge that the wiring has not": (
+        lambda: compare_circuits(["m0 -> logits"], ["m0 -> m0"], edges=EDGES),
+        "1 name is no edge of this wiring\n  m0 -> m0: m0 does not read m0\n"
+        "  write 'writer -> reader', such as 'a0.h3 -> a1.h6<k>'; wiring.edges lists them all",
+    ),
+    "a circuit with what is no edge": (
+        lambda: compare_circuits(["m0 -> logits"], ["m0"]),
+        "'m0' is not the name of an edge\n  write 'writer -> reader', such as 'a0.h3 -> a1.h6<k>'",
+    ),
+    "circuits of other wirings": (
+        lambda: compare_circuits(Circuit.from_edges(EDGES, []), Circuit.from_edges(EDGES[1:], [])),
+        "the circuits are of wirings with other edges\n  input -> m0 (only in one)\n  compare models of one shape",
     ),
     "outputs of another shape": (
         lambda: compare(repeats(), nn.Embedding(5, 3), INPUTS),
@@ -312,3 +368,25 @@ def test_numbers_are_compared_within_a_tolerance() -> None:
     assert compare(model, other, ["xw", "ww"], tolerance=0.02).agreement == 1.0
     (worst,) = rank_unexplained(model, other, ["xw", "ww"])
     assert (worst.given, worst.positions, worst.amount) == (("x", "w"), (0, 1), pytest.approx(0.01))
+
+
+# Circuits ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_edges_of_two_circuits() -> None:
+    first, second = ["input -> m0", "m0 -> logits"], ["input -> logits", "m0 -> logits"]
+    found = compare_circuits(first, second)
+    assert (found.both, found.only_first, found.only_second) == (
+        ("m0 -> logits",),
+        ("input -> m0",),
+        ("input -> logits",),
+    )
+    assert found.jaccard == 1 / 3
+    assert compare_circuits(Circuit.from_edges(EDGES, first), second, edges=EDGES) == found
+    assert compare_circuits(first, Circuit.from_edges(EDGES[::-1], second)) == found  # in whatever order
+    assert compare_circuits([], []).jaccard == 1.0
+
+
+def test_the_example_of_compare_circuits() -> None:
+    (example,) = doctest.DocTestFinder().find(compare_circuits, globs={"compare_circuits": compare_circuits})
+    assert doctest.DocTestRunner().run(example) == (0, 1)

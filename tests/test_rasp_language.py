@@ -258,6 +258,10 @@ MIXED_UP = {
     "SelectorWidth(tokens)": f"SelectorWidth(tokens) needs a selector, and was given tokens{KINDS}",
     "Aggregate(tokens, tokens)": f"Aggregate(tokens, tokens) needs a selector, and was given tokens{KINDS}",
     "Select(tokens, 3, EQ)": f"Select(tokens, 3, EQ) needs a sequence, and was given 3{KINDS}",
+    "numerical(tokens == 'x')": "numerical() was given False, which is no sequence\n"
+    "  tokens == 'x' only compares identity: write equals(tokens, 'x')\n",
+    "evaluate(Select(tokens, tokens, EQ), 'ab')": "evaluate() was given Select(tokens, tokens, EQ), which is no "
+    "sequence\n  give tokens, indices, or what is made of them; a selector needs SelectorWidth or Aggregate\n",
     "Select(tokens, tokens, EQ) & tokens": "(Select(tokens, tokens, EQ) & tokens) needs a selector, "
     f"and was given tokens{KINDS}",
 }

@@ -8,12 +8,14 @@ from torch import Tensor
 
 import voltmeter as vm
 from voltmeter.errors import AddressError, ProgramError, TruthError
+from voltmeter.rasp.compare import compare_circuits
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.components import component_names, run_components
 from voltmeter.rasp.compress import compressed, narrowest_exact
 from voltmeter.rasp.imitate import Recipe, imitate, interchange_agreement
 from voltmeter.rasp.model import CompiledTransformer
 from voltmeter.rasp.programs import compiled, program
+from voltmeter.rasp.truth import truth
 from voltmeter.rasp.variants import Variant, decoded, noised, rotated
 from voltmeter.rasp.wired import wiring_of
 
@@ -122,6 +124,13 @@ def test_too_much_noise_is_refused_with_what_it_did() -> None:
     assert str(refused.value).endswith("% of its outputs are the same\n  change it less, or allow more (tolerance=)")
 
 
+@pytest.mark.parametrize("scale", [0.0, -1e-6])
+def test_no_noise_is_refused(scale: float) -> None:
+    with pytest.raises(ProgramError) as refused:
+        noised(small("hist"), scale=scale, seed=0)
+    assert str(refused.value) == f"hist cannot be noised at scale {scale}\n  give a scale above zero"
+
+
 # --- compressed -----------------------------------------------------------------------------------
 
 
@@ -212,6 +221,22 @@ def test_the_compiled_model_itself_passes_every_interchange_and_a_damaged_one_fa
     damaged = rotated(given, seed=0).compiled.model
     damaged.layers[0].mlp.second.weight.zero_()
     assert interchange_agreement(given, damaged, seed=0)["a0.h0"] < 0.5
+
+
+def test_the_circuit_of_an_imitation_beside_the_compiled_one() -> None:
+    """Trained to the same interchanges, it needs what the program needs, and its values as well.
+
+    τ is half of what tells two counts apart: below it are effects that no decoded output feels.
+    """
+    given = compiled(program("hist"))
+    learned = imitate(given, 0).variant.compiled
+    ours, theirs = (truth(each, "resample", tolerance=0.5) for each in (given, learned))
+    found = compare_circuits(ours.necessary, theirs.necessary, edges=ours.effects)
+    assert found.both == ours.necessary
+    assert found.only_first == ()
+    assert found.only_second == ("input.tok -> a0.h0<v>",)  # a compiled head reads BOS there, which no input changes
+    assert found.jaccard == 4 / 5
+    assert compare_circuits(ours.necessary, ours.necessary).jaccard == 1.0
 
 
 def test_progress_is_told_and_a_recipe_that_cannot_be_followed_is_refused() -> None:

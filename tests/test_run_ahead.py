@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterator
 
@@ -11,12 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import EXACT, EXACT_GRADIENT, assert_close
 from models import Transformer
-from torch import Tensor
+from specimen import enliven
+from torch import Tensor, nn
 
+import voltmeter
 from voltmeter import fill, run
 from voltmeter.run import engine, memory
 from voltmeter.run.ahead import readings_ahead
+from voltmeter.run.keep import AXES
 from voltmeter.wiring.wiring import Wiring
 
 CPU = torch.device("cpu")
@@ -69,6 +74,58 @@ def test_what_was_begun_is_not_mixed_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert of_mlps == [(1, 4), (1, 4), (1, 4), (1, 5)]  # the logits: four heads and the last MLP
 
 
+class RowsAtLast(nn.Module):
+    """Attention over [batch, position, feature]; from its MLP on the stream is kept as [batch * position, feature]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Transformer(layers=1, heads=4, kv=4).build()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, block = self.model.embedded(ids), self.model.blocks[0]
+        x = (x + block.attention(block.attention_norm(x))).flatten(0, 1)
+        x = x + block.mlp(block.mlp_norm(x))
+        return self.model.unembed(self.model.norm(x)).unflatten(0, ids.shape)
+
+
+class Joined(nn.Module):
+    """Two streams, of which one is the other's addend: the states of the second do not begin with the first writer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (Transformer(layers=1, heads=4, kv=4).build() for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        left, right = (model.blocks[0](model.embedded(ids)) for model in (self.left, self.right))
+        return self.right.unembed(left + right)
+
+
+@functools.cache
+def wired(model: type[nn.Module]) -> Wiring:
+    return voltmeter.wire(enliven(model()).double(), models.tokens(2, 4, 9))
+
+
+def several_begun(wiring: Wiring) -> int:
+    return sum(len(later) for later in readings_ahead(wiring.plan).values())
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("model", [RowsAtLast, Joined])
+def test_what_was_begun_is_of_other_places_or_of_later_rows(model: type[nn.Module], axes: str) -> None:
+    wiring = wired(model)
+    assert several_begun(wiring) >= 2
+    sizes = {"edge": len(wiring.edges), "circuit": 2, "example": 3, "position": 5}
+    drawn = torch.Generator().manual_seed(0)
+    values = torch.rand([sizes[axis] for axis in axes.split()], generator=drawn, dtype=torch.float64)
+    clean, other, found = models.tokens(3, 5, 0), models.tokens(3, 5, 1), []
+    for reference in (False, True):
+        keep = values.clone().requires_grad_()
+        output = run(wiring, clean, keep, fill.resample(), other, axes=axes, reference=reference)
+        found.append((output, torch.autograd.grad(output.sin().sum(), keep)[0]))
+    assert_close(found[0][0], found[1][0], EXACT)
+    assert_close(found[0][1], found[1][1], EXACT_GRADIENT)
+
+
 # Memory that is used again
 
 
@@ -98,6 +155,24 @@ def test_a_view_keeps_its_memory() -> None:
     assert large().data_ptr() != place
     del view
     assert large().data_ptr() == place
+
+
+def test_what_is_owned_is_no_view_and_keeps_its_memory() -> None:
+    whole = large()
+    place, view = whole.data_ptr(), whole[1:, ::2]
+    mine = memory.own(view)
+    assert (mine.data_ptr(), mine.shape, mine.stride()) == (view.data_ptr(), view.shape, view.stride())
+    assert view._is_view()
+    assert not mine._is_view()
+    del whole, view
+    assert large().data_ptr() != place
+
+
+def test_tensors_of_every_device_can_be_owned() -> None:
+    """Also where PyTorch lends none to other libraries (DLPack), as on meta."""
+    view = torch.empty(4, 6, device="meta")[1:, ::2]
+    mine = memory.own(view)
+    assert (mine.device, mine.shape, mine.stride()) == (view.device, view.shape, view.stride())
 
 
 def test_a_block_more_than_twice_too_large_is_not_lent() -> None:

@@ -25,7 +25,7 @@ DEVICES = [
     ),
 ]
 RECIPES: tuple[models.Recipe, ...] = (
-    Transformer(layers=2, heads=2, kv=1, norm="rms", mlp="gated", biases=False, seed=9),
+    Transformer(layers=2, heads=4, kv=1, norm="rms", mlp="gated", biases=False, seed=9),  # with readings begun ahead
     Transformer(layers=2, heads=2, kv=2, norm="layer", mlp="plain", parallel=True, seed=5),
     Residual(blocks=3, norm="layer", seed=1),
     Convolutional(blocks=2),

@@ -11,8 +11,9 @@ import zoo
 import zoo_plain
 from laws import EXACT, assert_close
 from specimen import Specimen, enliven, mapped
-from torch import Tensor
-from zoo_parts import WIDTH
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo_parts import WIDTH, Adding, features, plainly, trunk
 
 import voltmeter
 from voltmeter.errors import AddressError, WiringError
@@ -165,3 +166,25 @@ def test_projections_that_are_no_plain_products(name: str, what: str, where: str
         wired(name).weights("a0.h0")
     assert where in caught.value.details[0]
     assert "model's own parameters" in caught.value.mend
+
+
+class LearnedQueries(nn.Module):
+    """Every position asks its own question, whatever stands there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = nn.Parameter(torch.empty(1, 2, 8, WIDTH // 2))
+        self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = (made(x).unflatten(-1, (2, -1)).transpose(1, 2) for made in (self.key, self.value))
+        q = self.asked[:, :, : x.shape[1]].expand(len(x), -1, -1, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_queries_that_no_stream_makes_have_no_weights() -> None:
+    wiring = voltmeter.wire(trunk(lambda: Adding(plainly, LearnedQueries()), 1)(), features(3, 4))
+    with pytest.raises(WiringError, match=r"the queries of 'a0\.h1' are not made from a stream") as caught:
+        wiring.weights("a0.h1")
+    assert caught.value.details == ("it reads a0.h1<k>, a0.h1<v>",)
+    assert "named_parameters" in caught.value.mend

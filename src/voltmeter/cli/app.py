@@ -152,7 +152,7 @@ def truth(
     as_json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Tell which edges a compiled model needs, in certified grades.
+    """Tell which edges a compiled model needs.
 
     Cuts every edge, searches all circuits, and says of each edge that the program uses and the truth lacks, why.
     """
@@ -164,7 +164,7 @@ def truth(
 @app.command()
 @command
 def programs(as_json: flags.Json = False, debug: flags.Debug = False) -> None:
-    """List the programs that can be compiled into models with known circuits."""
+    """List the programs that can be compiled."""
     from voltmeter.cli import truth as this
 
     this.show_programs(as_json)

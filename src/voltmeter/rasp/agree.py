@@ -71,7 +71,7 @@ def agreement(
         raw = model(model.encode(rows))
     said = [tuple(evaluate(program.sop, row, program.causal)) for row in rows]
     wanted, defined = _expected(said, model.interface, raw)
-    apart = (raw[:, 1:] - wanted).abs().nan_to_num(torch.inf).amax(-1) * 1.0
+    apart = (raw[:, 1:] - wanted).abs().nan_to_num(torch.inf).amax(-1)
     apart = torch.where(defined, apart, 0.0).amax(-1)
     off = (apart > TOLERANCE).nonzero().flatten().tolist()
     decoded = model.decode(raw[off[:_SHOWN]]) if off else []

@@ -89,8 +89,15 @@ class Builder:
         return steps(self._number(node.sop), table, self.layout.one, self.exactness)
 
     def _write(self, node: Sop, result: object) -> Sum:
-        held = number(node, result) if node.encoding is NUMERICAL else result
-        return self.layout.spaces[node].write(held)
+        space = self.layout.spaces[node]
+        if node.encoding is NUMERICAL:
+            return space.write(number(node, result))
+        if result is not None and result not in space.at:
+            raise ProgramError(
+                f"{node} gives {result!r} now, and gave something else when it was asked for its values",
+                mend="its function has to give equal results for equal values: no chance, no state, no fresh objects",
+            )
+        return space.write(result)
 
     def _number(self, sop: Sop) -> int:
         found = self.layout.spaces[sop].number

@@ -1,13 +1,21 @@
-"""A handcrafted model beside another, such as one that was trained: where they agree, and what is left unexplained."""
+"""A handcrafted model beside another, such as one that was trained.
 
-from collections.abc import Sequence
+compare              where their outputs agree
+rank_unexplained     the inputs that the handcrafted one fails to explain
+compare_circuits     which edges their circuits share
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from voltmeter.errors import ProgramError
+from voltmeter.circuit.circuit import Circuit
+from voltmeter.circuit.names import find_edges
+from voltmeter.circuit.scores import checked_edges
+from voltmeter.errors import CircuitError, ProgramError
 from voltmeter.rasp.model import CompiledTransformer, Value
 
 
@@ -115,6 +123,77 @@ def rank_unexplained(
         for at in order
         if wrong[at].any()
     ]
+
+
+# Circuits ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CircuitComparison:
+    """The edges of two circuits: those of both and of the first only, in its order; and of the second only, in its."""
+
+    both: tuple[str, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+
+    @property
+    def jaccard(self) -> float:
+        """Edges in both over edges in either; 1 for two empty circuits."""
+        either = len(self.both) + len(self.only_first) + len(self.only_second)
+        return len(self.both) / either if either else 1.0
+
+
+def compare_circuits(
+    first: Circuit | Iterable[str], second: Circuit | Iterable[str], edges: Iterable[str] | None = None
+) -> CircuitComparison:
+    """Compare the circuits of two models whose wirings have the same edges, such as a compiled one and its imitation.
+
+    Each is a Circuit or the names of its edges. ``edges``, all that the wirings have, is asked only to check the names;
+    a Circuit knows its own. Without either, a name that is no edge of the wiring is taken for an edge that one of them
+    lacks.
+
+    Example:
+        >>> compare_circuits(["a0.h0 -> m0", "m0 -> logits"], ["input -> m0", "m0 -> logits"])
+        CircuitComparison(both=('m0 -> logits',), only_first=('a0.h0 -> m0',), only_second=('input -> m0',))
+
+        With certificates: ``compare_circuits(ours.necessary, theirs.necessary, edges=ours.effects)``.
+
+    Raises:
+        AddressError: what is no edge ("writer -> reader"), or none of the wiring's; lists each with the nearest.
+        CircuitError: circuits of wirings with other edges, or an edge that stands twice.
+    """
+    known = _known_edges(first, second, edges)
+    ours, theirs = _edges_of(first, known), _edges_of(second, known)
+    return CircuitComparison(
+        tuple(edge for edge in ours if edge in theirs),
+        tuple(edge for edge in ours if edge not in theirs),
+        tuple(edge for edge in theirs if edge not in ours),
+    )
+
+
+def _known_edges(
+    first: Circuit | Iterable[str], second: Circuit | Iterable[str], edges: Iterable[str] | None
+) -> tuple[str, ...] | None:
+    """All edges of the wiring, where anything says so. Raises CircuitError if two sources differ."""
+    sources = [] if edges is None else [checked_edges(edges)]
+    sources += [each.edges for each in (first, second) if isinstance(each, Circuit)]
+    for other in sources[1:]:
+        if different := set(other) ^ set(sources[0]):
+            lines = [f"{edge} (only in one)" for edge in (*sources[0], *other) if edge in different]
+            raise CircuitError("the circuits are of wirings with other edges", lines, "compare models of one shape")
+    return sources[0] if sources else None
+
+
+def _edges_of(circuit: Circuit | Iterable[str], known: tuple[str, ...] | None) -> dict[str, None]:
+    """The names of a circuit's edges, in its order."""
+    if isinstance(circuit, Circuit):
+        return dict.fromkeys(circuit.names)
+    if known is None:
+        return dict.fromkeys(checked_edges(circuit))
+    return dict.fromkeys(checked_edges(known[at] for at in find_edges(circuit, known)))
+
+
+# Behaviour ---------------------------------------------------------------------------------------------------------
 
 
 def _outputs(

@@ -11,6 +11,7 @@
 Nothing is run but the oracle, in the first pass: the weights follow from the program, its vocabulary and its length.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,11 @@ def compile_program(
 
     Raises:
         ProgramError: an aggregate selects several different categories, a function fails on a value that can reach it,
-            there are too many values, or the vocabulary is empty, repeats a token or has BOS in it.
+            there are too many values, or too close ones, to look up; the vocabulary is empty, repeats a token or has
+            BOS in it; ``coldness`` or ``mlp_exactness`` is not above zero.
     """
-    limits = _limits(vocabulary, max_length, bos)
+    limits = limits_of(vocabulary, max_length, bos)
+    _check_steepness(coldness=coldness, mlp_exactness=mlp_exactness)
     refuse_ambiguous(sop, limits, causal, inputs)
     lowered = lower(sop)
     order = nodes(lowered.root)
@@ -90,20 +93,39 @@ def compile_program(
     return Compilation(assemble(parts, interface, causal), carried(parts, interface), _where(lowered, slots))
 
 
-def _limits(vocabulary: Sequence[Value], max_length: int, bos: Value) -> Limits:
-    texts = [str(token) for token in vocabulary]  # labels have to differ
-    repeated = [token for at, token in enumerate(vocabulary) if texts[at] in texts[:at]]
-    reserved = [token for token in vocabulary if str(token) in (str(bos), PAD)]
-    if not vocabulary or repeated or reserved:
-        what = f"repeats {repeated[0]!r}" if repeated else f"has {reserved[0]!r} in it" if reserved else "is empty"
+def limits_of(vocabulary: Sequence[Value], max_length: int, bos: Value) -> Limits:
+    """What a model is made for. Raises ProgramError unless every token has a spelling and a value of its own."""
+    taken: list[Value] = [bos, PAD]
+    misses = [f"{token!r} is no number or string" for token in vocabulary if not _is_token(token)]
+    for at, token in enumerate(vocabulary):
+        if any(_alike(token, each) for each in taken):
+            misses.append(f"it has {token!r} in it: {bos!r} and {PAD!r} are the compiler's own")
+        before = [each for each in vocabulary[:at] if _alike(token, each)]
+        misses += [f"it repeats {before[0]!r}, as {token!r}"] if before else []
+    if misses or not vocabulary:
         raise ProgramError(
-            f"the vocabulary {what}",
-            [f"vocabulary {list(vocabulary)}"],
-            f"give each token once; {bos!r} and {PAD!r} are the compiler's own",
+            "the vocabulary cannot be used" if misses else "the vocabulary is empty",
+            [f"vocabulary {list(vocabulary)}", *misses],
+            "give each token once: equal values (1, 1.0, True) are one token, and so are equal spellings (1, '1')",
         )
     if max_length < 1:
         raise ProgramError(f"max_length is {max_length}", mend="compile for at least one position after BOS")
     return Limits(tuple(vocabulary), max_length)
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, int | str) or (isinstance(token, float) and not math.isnan(token))
+
+
+def _alike(a: Value, b: Value) -> bool:
+    """Rows of the embedding are found by value, and dimensions by their labels."""
+    return a == b or str(a) == str(b)
+
+
+def _check_steepness(**given: int | float) -> None:
+    wrong = [f"{name} is {value}" for name, value in given.items() if not 0 < value < math.inf]
+    if wrong:
+        raise ProgramError("the model would not tell values apart", wrong, "give a number above zero: 100 is usual")
 
 
 def _build(order: Sequence[Node], slots: Mapping[Sop, Slot], layout: Layout, builder: Builder, limits: Limits) -> Parts:

@@ -11,14 +11,18 @@ with the one dimension "name" it is a number. Every call returns a new model.
 """
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from voltmeter.errors import AddressError, ProgramError, nearest
 from voltmeter.rasp.assemble import Parts, fill_embeddings, write_head, write_units
+from voltmeter.rasp.compile import limits_of
 from voltmeter.rasp.functions import Category
 from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value
 from voltmeter.rasp.place import PAD
+from voltmeter.rasp.values import TOO_CLOSE
 from voltmeter.rasp.weights import Head, Space, Sum, Unit, look_up, pattern, steps
 from voltmeter.rasp.weights import copy as copy_values
 
@@ -40,14 +44,14 @@ def blank(
     """A model whose embeddings hold "one", "tokens" and "indices" and which computes nothing yet.
 
     ``sequences`` are what it will compute, each with its values, or None for a number; ``output`` is one of them.
-    Raises ProgramError if the output is none of them, or a sequence takes a name that is in use.
+
+    Raises:
+        ProgramError: the output is none of the sequences, a sequence takes a name that is in use, values that cannot be
+            told apart by their labels, a size below 1, or a vocabulary that ``compile_program`` would refuse.
     """
-    taken = [each for each in sequences if each in ("one", "tokens", "indices")]
-    if taken or output not in sequences:
-        what = f"'{taken[0]}' is a sequence of every model" if taken else f"the output '{output}' is not computed"
-        raise ProgramError(
-            what, [f"sequences: {', '.join(sequences)}"], "name each sequence once, the output among them"
-        )
+    limits_of(vocabulary, max_length, bos)
+    _check_sizes(layers=layers, heads=heads, d_head=d_head, d_mlp=d_mlp)
+    _check_sequences(sequences, output)
     rows = (*vocabulary, bos, PAD)
     labels = ["one", *(f"tokens:{token}" for token in rows), *(f"indices:{at}" for at in range(max_length))]
     first_index, spaces = 1 + len(rows), {}
@@ -73,6 +77,39 @@ def blank(
     return model
 
 
+def _check_sizes(**sizes: int) -> None:
+    wrong = [f"{name} is {size}" for name, size in sizes.items() if size < 1]
+    if wrong:
+        raise ProgramError("the model would have no room", wrong, "give sizes of 1 or more")
+
+
+def _check_sequences(sequences: Mapping[str, Sequence[Value] | None], output: str) -> None:
+    """Labels are all that a model remembers of its sequences: they have to be read back as they were meant."""
+    taken = [each for each in sequences if each in ("one", "tokens", "indices")]
+    if taken or output not in sequences:
+        what = f"'{taken[0]}' is a sequence of every model" if taken else f"the output '{output}' is not computed"
+        raise ProgramError(
+            what, [f"sequences: {', '.join(sequences)}"], "name each sequence once, the output among them"
+        )
+    misses = [f"'{name}' has a colon in its name" for name in sequences if ":" in name]
+    for name, values in sequences.items():
+        listed = list(values or ())
+        misses += [f"'{name}' has {v!r} twice" for at, v in enumerate(listed) if v in listed[:at]]
+        misses += [
+            f"'{name}' has the text {v!r}, which is read as {_value(v)!r}"
+            for v in listed
+            if isinstance(v, str) and _value(v) != v
+        ]
+        if values is not None and not listed:
+            misses.append(f"'{name}' has no values: None makes it a number")
+    if misses:
+        raise ProgramError(
+            "labels 'name:value' would not say which sequence and value they stand for",
+            misses,
+            "give names without colons, each value once, and numbers and truth values as such, not as text",
+        )
+
+
 def place_attention(
     model: CompiledTransformer,
     at: str,
@@ -88,12 +125,16 @@ def place_attention(
 
     It writes the mean of ``values`` over the selected positions to ``writes``; BOS is attended where none is. ``keys``
     and ``queries`` are categorical sequences; ``values`` and ``writes`` are both numbers, or ``writes`` has all values
-    of ``values``.
+    of ``values``. What stands at BOS is read like any other position's: a lookup of a number leaves something there,
+    which the compiler would take away and this does not.
 
     Raises:
         AddressError: no such head or sequence.
-        ProgramError: the head is in use or too narrow, or a sequence is of the wrong kind.
+        ProgramError: the head is in use or too narrow, a sequence is of the wrong kind, ``selects`` holds for no key
+            and query, or ``coldness`` is not above zero.
     """
+    if not coldness > 0:
+        raise ProgramError(f"coldness is {coldness}", mend="give a number above zero: 100 is usual")
     layer, head = _head(model, at)
     key_space, query_space = _categories(model, keys), _categories(model, queries)
     source, target = space(model, values), space(model, writes)
@@ -107,6 +148,12 @@ def place_attention(
         )
     one, bos = _dimension(model, "one"), _dimension(model, f"tokens:{model.interface.bos}")
     query_sums, key_sums = pattern(key_space, query_space, selects, float(coldness))
+    if not query_sums:
+        raise ProgramError(
+            f"{at} would only ever attend BOS: selects holds for no key of '{keys}' and query of '{queries}'",
+            [f"keys {', '.join(map(repr, key_space.at))}", f"queries {', '.join(map(repr, query_space.at))}"],
+            "select some of these values (their types count: 1 is not '1')",
+        )
     value_sums, outputs = copy_values(source, target)
     rest: Sum = {one: coldness / 2}
     weights = Head((*query_sums, rest), (*key_sums, {bos: 1.0}), tuple(value_sums), tuple(outputs))
@@ -132,7 +179,8 @@ def place_lookup(
 
     Raises:
         AddressError: no such MLP, sequence, or value.
-        ProgramError: the MLP has too few free units, or a number is to be looked up beside another sequence.
+        ProgramError: the MLP has too few free units, a number is to be looked up beside another sequence or by keys
+            that are no numbers or too close, or something else than a number is to be written as one.
     """
     made = copy.deepcopy(model)
     write_units(made, _mlp(model, at), _units(model, reads, table, writes, float(exactness)))
@@ -175,8 +223,7 @@ def _units(
     sources = [space(model, name) for name in names]
     outputs = [(key if isinstance(key, tuple) else (key,), _written(writes, target, v)) for key, v in table.items()]
     if len(sources) == 1 and sources[0].number is not None:
-        cells = sorted(((float(key[0]), written) for key, written in outputs), key=lambda cell: cell[0])
-        return steps(sources[0].number, cells, one, exactness)
+        return steps(sources[0].number, _cells(names[0], outputs), one, exactness)
     numbers = [name for name, source in zip(names, sources, strict=True) if source.number is not None]
     if numbers:
         raise ProgramError(
@@ -184,6 +231,26 @@ def _units(
             mend="look it up by itself first, into a categorical sequence",
         )
     return look_up([(_dimensions(names, sources, key), written) for key, written in outputs], one)
+
+
+def _cells(name: str, outputs: Sequence[tuple[tuple[Category, ...], Sum]]) -> list[tuple[float, Sum]]:
+    """The numbers of a table in rising order, each with what is written for it."""
+    wrong = [f"{key if len(key) != 1 else key[0]!r}" for key, _ in outputs if len(key) != 1 or not _is_number(key[0])]
+    if wrong:
+        raise ProgramError(f"'{name}' is a number, and the table has other keys", wrong, "give one number for each key")
+    cells = sorted(((float(key[0]), written) for key, written in outputs), key=lambda cell: cell[0])  # type: ignore[arg-type]
+    close = [f"{a!r} and {b!r}" for (a, _), (b, _) in pairwise(cells) if b - a <= TOO_CLOSE]
+    if close:
+        raise ProgramError(
+            f"the table's keys for '{name}' are too close to tell apart",
+            close,
+            f"keep them more than {TOO_CLOSE} apart",
+        )
+    return cells
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _dimensions(names: Sequence[str], sources: Sequence[Space], key: tuple[Category, ...]) -> list[int]:
@@ -202,6 +269,8 @@ def _dimensions(names: Sequence[str], sources: Sequence[Space], key: tuple[Categ
 def _written(name: str, target: Space, value: Value) -> Sum:
     if target.number is None and value not in target.at:
         raise AddressError(f"'{name}' has no value {value!r}", mend=f"its values are {', '.join(map(repr, target.at))}")
+    if target.number is not None and not _is_number(value):
+        raise ProgramError(f"'{name}' is a number, and {value!r} is none", mend="give a finite number")
     return target.write(value)
 
 

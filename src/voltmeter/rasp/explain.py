@@ -33,7 +33,7 @@ def explain(
 ) -> tuple[Explained, ...]:
     """Say of each of ``edges``, which is not necessary, why. ``base``: the uncut run; ``effects``: of every edge.
 
-    ``others``: the edges that may make one redundant, none of them necessary; where there are more than ``limit`` pairs,
+    ``others``: the edges that may make one redundant, none of them necessary; where that is more than ``limit`` pairs
     no edge is called redundant. Cost: one evaluation of a component per edge, and a batch of second cuts for those that
     change what their reader makes.
     """

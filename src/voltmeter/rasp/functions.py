@@ -6,15 +6,19 @@ Plain Python functions serve as well; these can be compared (two equal expressio
 import operator
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from voltmeter.rasp.model import Value
 
 Category: TypeAlias = Hashable
-"""A value, or a tuple of them: a selector over two sequences is compiled to one over their pairs."""
+"""A value, or a tuple of them: a selector over two sequences is compiled to one over their pairs.
+
+Values that are equal are one category, as they are one key of a dict: 1, 1.0 and True. A function that tells them apart
+(``x is True``, ``str(x)``) means something else to the oracle than to the compiled model.
+"""
 
 Function: TypeAlias = Callable[..., Category | None]
-Predicate: TypeAlias = Callable[..., bool]
+Predicate: TypeAlias = Callable[..., bool | None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Comparison:
     """A predicate of a key and a query with a name: ``LT(key, query)`` is ``key < query``."""
 
     name: str
-    function: Predicate
+    function: Callable[[Any, Any], bool]
 
     def __call__(self, key: Category, query: Category) -> bool:
         return self.function(key, query)

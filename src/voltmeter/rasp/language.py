@@ -79,8 +79,9 @@ def numerical(sop: Sop) -> Sop:
     """The same values as numbers: one dimension whose size is the value.
 
     A map, constant or sequence map gives its result as a number at once; an aggregate becomes the mean of numbers;
-    anything else is converted by a Map.
+    anything else is converted by a Map. Raises ProgramError if it is no sequence.
     """
+    _need_sequence("numerical", sop)
     if sop.encoding is NUMERICAL:
         return sop
     if isinstance(sop, Map | SequenceMap | Constant):
@@ -91,12 +92,23 @@ def numerical(sop: Sop) -> Sop:
 
 
 def categorical(sop: Sop) -> Sop:
-    """The same values as categories: one dimension per possible value."""
+    """The same values as categories: one dimension per possible value. Raises ProgramError if it is no sequence."""
+    _need_sequence("categorical", sop)
     if sop.encoding is CATEGORICAL:
         return sop
     if isinstance(sop, Map | SequenceMap | Constant):
         return replace(sop, encoding=CATEGORICAL)
     return Map(Identity(), sop)
+
+
+def _need_sequence(what: str, given: object) -> None:
+    if not isinstance(given, Sop):
+        raise ProgramError(
+            f"{what}() was given {given!r}, which is no sequence",
+            mend="tokens == 'x' only compares identity: write equals(tokens, 'x')"
+            if isinstance(given, bool)
+            else "give tokens, indices, or what is made of them; a selector needs SelectorWidth or Aggregate",
+        )
 
 
 def equals(a: Operand, b: Operand) -> Sop:
@@ -130,8 +142,10 @@ def evaluate(sop: Sop, row: Sequence[Value], causal: bool = False) -> list[Value
 
     Raises:
         ProgramError: an aggregate selects several different categories, a function fails, or a numerical sequence is
-            given something that is not a number; the message names the operation and shows the row.
+            given something that is not a number; the message names the operation and shows the row. Or ``sop`` is no
+            sequence.
     """
+    _need_sequence("evaluate", sop)
     values: dict[Node, Values] = {}
     selections: dict[Node, Selection] = {}
     for node in nodes(sop):

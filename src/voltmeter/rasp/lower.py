@@ -51,27 +51,32 @@ class Pair:
 
 @dataclass(frozen=True)
 class Opposite:
-    """The predicate that holds where another does not."""
+    """The predicate that holds where another does not; where that is undefined, so is this."""
 
     predicate: Predicate
 
-    def __call__(self, key: Category, query: Category) -> bool:
-        return not self.predicate(key, query)
+    def __call__(self, key: Category, query: Category) -> bool | None:
+        found = self.predicate(key, query)
+        return None if found is None else not found
 
 
 @dataclass(frozen=True)
 class Both:
-    """Two predicates as one. ``pairs`` says whether keys, and whether queries, are pairs with a half for each."""
+    """Two predicates as one, undefined where either is.
+
+    ``pairs`` says whether keys, and whether queries, are pairs with a half for each.
+    """
 
     first: Predicate
     second: Predicate
     how: Callable[[tuple[bool, bool]], bool]
     pairs: tuple[bool, bool]
 
-    def __call__(self, key: Category, query: Category) -> bool:
+    def __call__(self, key: Category, query: Category) -> bool | None:
         keys = key if self.pairs[0] and isinstance(key, tuple) else (key, key)
         queries = query if self.pairs[1] and isinstance(query, tuple) else (query, query)
-        return self.how((bool(self.first(keys[0], queries[0])), bool(self.second(keys[1], queries[1]))))
+        first, second = self.first(keys[0], queries[0]), self.second(keys[1], queries[1])
+        return None if first is None or second is None else self.how((bool(first), bool(second)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from voltmeter.errors import ProgramError
 
@@ -67,10 +68,10 @@ class CompiledTransformer(nn.Module):
     def __init__(self, shape: Shape, interface: Interface, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         self.shape, self.interface = shape, interface
-        self.token_embedding = nn.Embedding(shape.rows, shape.d_model, dtype=dtype)
-        self.position_embedding = nn.Embedding(shape.positions, shape.d_model, dtype=dtype)
+        self.token_embedding = _embedding(shape.rows, shape.d_model, dtype)
+        self.position_embedding = _embedding(shape.positions, shape.d_model, dtype)
         self.layers = nn.ModuleList(Layer(shape, dtype) for _ in range(shape.layers))
-        self.unembedding = nn.Linear(shape.d_model, len(interface.output), bias=False, dtype=dtype)
+        self.unembedding = _linear(shape.d_model, len(interface.output), dtype, bias=False)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.zero_()
@@ -145,8 +146,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.d_head, self.causal = shape.heads, shape.d_head, shape.causal
         inner = shape.heads * shape.d_head
-        self.query, self.key, self.value = (nn.Linear(shape.d_model, inner, dtype=dtype) for _ in range(3))
-        self.output = nn.Linear(inner, shape.d_model, dtype=dtype)
+        self.query, self.key, self.value = (_linear(shape.d_model, inner, dtype) for _ in range(3))
+        self.output = _linear(inner, shape.d_model, dtype)
 
     def forward(self, x: Stream) -> Stream:
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
@@ -169,12 +170,23 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
-        self.first = nn.Linear(shape.d_model, shape.d_mlp, dtype=dtype)
-        self.second = nn.Linear(shape.d_mlp, shape.d_model, dtype=dtype)
+        self.first = _linear(shape.d_model, shape.d_mlp, dtype)
+        self.second = _linear(shape.d_mlp, shape.d_model, dtype)
 
     def forward(self, x: Stream) -> Stream:
         out: Tensor = self.second(functional.relu(self.first(x)))
         return out
+
+
+def _linear(given: int, made: int, dtype: torch.dtype, bias: bool = True) -> nn.Linear:
+    """Without the random weights that torch starts with: drawing them would move the caller's generator."""
+    module: nn.Linear = skip_init(nn.Linear, given, made, bias=bias, dtype=dtype)
+    return module
+
+
+def _embedding(rows: int, size: int, dtype: torch.dtype) -> nn.Embedding:
+    module: nn.Embedding = skip_init(nn.Embedding, rows, size, dtype=dtype)
+    return module
 
 
 def _check(face: Interface, inputs: Sequence[Sequence[Value]]) -> None:

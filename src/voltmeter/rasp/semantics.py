@@ -4,6 +4,7 @@ Undefined is None: a function of an undefined value is undefined, and so is one 
 """
 
 import math
+import sys
 from collections.abc import Sequence
 
 from voltmeter.errors import ProgramError
@@ -16,12 +17,13 @@ def apply(node: Node, f: Function | Predicate, *given: Category | None) -> Categ
     """``f`` of the given values.
 
     Raises:
-        ProgramError: ``f`` fails with anything but an ArithmeticError; names ``node`` and the values.
+        ProgramError: ``f`` fails with anything but an ArithmeticError, or gives what cannot be a category; names
+            ``node`` and the values.
     """
     if any(value is None for value in given):
         return None
     try:
-        return f(*given)
+        found = f(*given)
     except ArithmeticError:
         return None
     except Exception as error:
@@ -30,6 +32,21 @@ def apply(node: Node, f: Function | Predicate, *given: Category | None) -> Categ
             f"{node} fails on {values}: {type(error).__name__}: {error}",
             mend="make its function accept every value that can reach it",
         ) from error
+    if not _is_category(found):
+        values = ", ".join(map(repr, given))
+        raise ProgramError(
+            f"{node} gives {found!r} for {values}, which cannot be told from other values by == and hash",
+            mend="give numbers, strings, or tuples of them",
+        )
+    return found
+
+
+def _is_category(value: object) -> bool:
+    """Whether a dict finds it again: lists have no hash, and NaN is not equal to itself."""
+    try:
+        return value in {value: None} and not (isinstance(value, float) and math.isnan(value))
+    except TypeError:
+        return False
 
 
 def holds(node: Select, key: Category | None, query: Category | None) -> bool | None:
@@ -46,7 +63,7 @@ def number(node: Node, value: Category | None) -> float:
     """
     if value is None:
         return 0.0
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ProgramError(
             f"{node} is numerical, but gives {value!r}",
             mend="give finite numbers, or leave it categorical",

@@ -32,6 +32,12 @@ _MOST_SUMS = 200_000
 TOO_CLOSE = 1e-6
 """Two numbers this near are one number: no step can be put between them that float64 arithmetic respects."""
 
+_TOO_CLOSE_FOR_SIZE = 1e-9
+"""So are two that are this near as a share of the largest. A step over a narrow gap g multiplies what it reads by
+2 / g, and float64 keeps a product to 1e-16 of its size: what is written is then off by a few 1e-7 at most. (Over a wide
+gap it multiplies by ``mlp_exactness``: at 100, numbers above 1e8 leave more than 1e-6.)
+"""
+
 
 @dataclass(frozen=True)
 class Values:
@@ -189,10 +195,13 @@ def _at(points: Sequence[tuple[float, Category | None]], x: float) -> Category |
 
 
 def _check_gaps(node: Map, points: Sequence[tuple[float, Category | None]]) -> None:
+    largest = max((abs(v) for v, _ in points), default=0.0)
+    least = max(TOO_CLOSE, _TOO_CLOSE_FOR_SIZE * largest)
     for (a, before), (b, after) in pairwise(points):
-        if b - a <= TOO_CLOSE and before != after:
+        if b - a <= least and before != after:
+            beside = f" beside {largest:g}, the largest" if b - a > TOO_CLOSE else ""
             raise ProgramError(
-                f"{node} tells {a!r} from {b!r}, which are too close",
+                f"{node} tells {a!r} from {b!r}, which are too close{beside}",
                 [f"it makes them {before!r} and {after!r}"],
                 "round in the function, or scale the numbers up first",
             )
@@ -209,7 +218,7 @@ def _distinct(categories: Iterable[Category]) -> tuple[Category, ...]:
     """Each once, in order: numbers by size, the rest as they first come."""
     once = list(dict.fromkeys(categories))
     if all(isinstance(v, int | float) for v in once):
-        once.sort(key=float)  # type: ignore[arg-type]  # numbers, as just seen
+        once.sort()  # type: ignore[call-arg]  # numbers, as just seen
     return tuple(once)
 
 

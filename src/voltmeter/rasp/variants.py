@@ -1,6 +1,6 @@
 """Between compiled and trained: a compiled model's function in weights that look less and less designed.
 
-    noised       every weight that is used gets Gaussian noise
+    noised       every weight gets Gaussian noise, as large as its role's weights are
     rotated      the stream, the heads and the hidden units get another basis: nothing is aligned with a dimension
     compressed   the stream gets fewer dimensions, so that features share them (superposition; in compress.py)
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voltmeter.errors import TruthError
+from voltmeter.errors import ProgramError, TruthError
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.components import layers_of
 from voltmeter.rasp.model import Attention, CompiledTransformer, Layer
@@ -50,8 +50,10 @@ def noised(compiled: Compiled, scale: float, seed: int, tolerance: float = 0.1) 
     MLP matrices, ...) over all layers: unused components get noise too. Roles that are all zero stay so, and so does
     attention's output bias, which no edge carries.
 
-    Raises TruthError if an output moves by more than ``tolerance``.
+    Raises TruthError if an output moves by more than ``tolerance``, and ProgramError unless ``scale`` is above zero.
     """
+    if not scale > 0:
+        raise ProgramError(f"{compiled.name} cannot be noised at scale {scale}", mend="give a scale above zero")
     model, generator = copy.deepcopy(compiled.model), torch.Generator().manual_seed(seed)
     sizes = _sizes_by_role(model)
     with torch.no_grad():

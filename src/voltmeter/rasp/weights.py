@@ -4,6 +4,7 @@ A hidden unit reads a weighted sum of dimensions, rectifies it, and writes it to
 for its queries, one for its keys, one for its values, and what each value writes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -70,7 +71,7 @@ def look_up(table: Iterable[tuple[Sequence[int], Sum]], one: int) -> list[Unit]:
     """A unit per row that writes something: it is 1 where all dimensions of the row are 1, else 0."""
     units = []
     for dimensions, writes in table:
-        reads = dict.fromkeys(dimensions, 1.0)
+        reads = {at: float(count) for at, count in Counter(dimensions).items()}  # one may stand in a row twice
         if len(dimensions) > 1:
             reads[one] = 1.0 - len(dimensions)
         if writes:

@@ -206,9 +206,9 @@ class _Read(torch.autograd.Function):
         ctx.save_for_backward(cut)
         ctx.x_shape, ctx.keep_dtype, ctx.x_dtype = x.shape, keep.dtype, x.dtype
         if begun is not None and begun.mixed is not None:
-            fresh = tape.delta[stream][rows[begun.n :] if isinstance(rows, list) else slice(begun.n, rows.stop)]
+            fresh = tape.delta[stream][_past(rows, begun.n)]
             reads = _mix(share.deltas[..., begun.n :], fresh, x.shape)
-            reads += begun.mixed
+            reads += begun.mixed.view_as(reads)  # the earlier state may have had its positions apart
             reads += share.start(x, from_fills, x.shape)
         else:
             starts = [x] if from_fills is None else [from_fills, x]
@@ -281,7 +281,7 @@ def _mix(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
     # Not a view of the product: see _Read.forward.
     reads = room((readings, *shape), pieces.dtype, pieces.device)
     if share.dim() == 2:
-        torch.mm(share, pieces.reshape(n, -1), out=reads.view(readings, -1))
+        torch.mm(share, pieces.flatten(1), out=reads.view(readings, -1))
         return reads
     places, width = _places(share, pieces)
     by_place = reads.view(readings, places, width).transpose(0, 1)
@@ -380,7 +380,7 @@ class Cut(Listener):
     def _begin(self, ahead: list[Ahead], mixed: Tensor) -> None:
         """Remember what was mixed ahead: [readings of all in ``ahead``, *x.shape]."""
         counts = [one.share.deltas.shape[-2] for one in ahead]
-        for one, rows in zip(ahead, mixed.split(counts) if ahead else (), strict=True):
+        for one, rows in zip(ahead, mixed.split(counts), strict=True):
             self.begun[one.state] = replace(one, mixed=rows)
 
     def _scale(self, state: State) -> Tensor | None:
@@ -491,6 +491,11 @@ class Attribute(Cut):
             for reader, row in zip(readings_of(reading.site, number), scores, strict=True):
                 start = self.wiring.edges.starts[reader]
                 self.total[start : start + len(row)] += row
+
+
+def _past(rows: Rows, n: int) -> Rows:
+    """All but the first ``n``."""
+    return rows[n:] if isinstance(rows, list) else slice(rows.start + n, rows.stop)
 
 
 def as_rows(numbers: list[int]) -> Rows:

@@ -100,12 +100,14 @@ def _fills(
 
 def _check_params(wiring: Wiring, params: Mapping[str, Tensor] | None) -> None:
     """Names that the model has not are refused where they are put in its place."""
+    if not params:
+        return
     model = wiring.model
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     wrong = [
         f"{name}: {list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__} given, "
         f"{list(own[name].shape)} in the model"
-        for name, tensor in (params or {}).items()
+        for name, tensor in params.items()
         if name in own and not (isinstance(tensor, Tensor) and tensor.shape == own[name].shape)
     ]
     if wrong:

@@ -85,4 +85,5 @@ def _again_open(op: Op, look: Look) -> list[Tensor]:
 def _without_zeros(tensor: Tensor, seed: int) -> Tensor:
     if not tensor.is_floating_point() or tensor.element_size() == 1:  # 8-bit floats cannot be computed with
         return tensor
-    return torch.where(tensor == 0, randomised(tensor, seed).detach().abs(), tensor)
+    zeros = tensor == 0
+    return torch.where(zeros, randomised(tensor, seed).detach().abs(), tensor) if bool(zeros.any()) else tensor

@@ -19,9 +19,10 @@ from voltmeter.wiring.streams import Survey
 from voltmeter.wiring.wiring import Wiring
 
 _ROLES = {"q": "queries", "k": "keys", "v": "values"}
+_OWN = "read them off the model's own parameters: dict(wiring.model.named_parameters())"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadWeights:
     """The matrices of one head, named and shaped as in TransformerLens: ``q = x @ W_Q + b_Q``, ``out = z @ W_O + b_O``.
 
@@ -83,12 +84,17 @@ def _first_part(wiring: Wiring, head: str) -> int:
 
 def _site_of(wiring: Wiring, head: str, role: str) -> tuple[Site, tuple[int, ...]]:
     """Where a head's queries (keys, values) are read, and their columns of that call's output."""
-    reader = next(r.number for r in wiring.readers if r.kind == role and head in r.feeds)
+    readers = [r.number for r in wiring.readers if r.kind == role and head in r.feeds]
+    if not readers:
+        read = [r.name for r in wiring.readers if head in r.feeds]
+        raise WiringError(
+            f"the {_ROLES[role]} of '{head}' are not made from a stream", [f"it reads {', '.join(read)}"], _OWN
+        )
     return next(
         (site, reading.columns or ())
         for site in wiring.plan.sites
         for reading in site.readings
-        if reading.reader == reader
+        if reading.reader == readers[0]
     )
 
 
@@ -151,7 +157,7 @@ def _not_linear(head: str, what: str, key: CallKey, made: Made) -> WiringError:
     return WiringError(
         f"the {what} of '{head}' {'are' if of else 'is'} not one product{of} with a weight matrix",
         [f"{key.place} divides them by head in {getattr(made.func, '__name__', 'a call')}"],
-        "read them off the model's own parameters: dict(wiring.model.named_parameters())",
+        _OWN,
     )
 
 

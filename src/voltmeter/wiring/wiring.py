@@ -271,7 +271,8 @@ class Wiring:
 
         Under grouped-query attention keys and values are those of the head's key/value head. Costs one forward pass on
         the example. Raises AddressError when no head is called so, WiringError when its queries, keys, values or output
-        are not plain products with weights (a low-rank projection; a norm over all heads, before they divide).
+        are not plain products with weights (a low-rank projection; a norm over all heads, before they divide), or not
+        made from a stream (learned queries).
         """
         from voltmeter.wiring.weights import head_weights
 
