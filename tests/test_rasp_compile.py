@@ -522,3 +522,20 @@ def test_a_program_may_be_for_some_inputs_only() -> None:
     assert_agrees(made, sop, permutations)
     with pytest.raises(ProgramError, match="selects several different categories at once"):
         compile_program(sop, "abc", 3)
+
+
+def test_a_program_that_is_ambiguous_on_short_inputs_only() -> None:
+    """At length 3 both selectors choose index 0; at length 2 one of them chooses index 1."""
+    first = Select(indices, Constant(0), EQ) | Select(indices, 3 - length, EQ)
+    program = Aggregate(first, tokens).named("first_of_three")
+    with pytest.raises(ProgramError, match="first_of_three") as raised:
+        compile_program(program, ("a", "b"), 3)
+    assert "inputs=" in str(raised.value)
+    of_three = list(itertools.product("ab", repeat=3))
+    model = compile_program(program, ("a", "b"), 3, inputs=of_three).model
+    assert model.compute(of_three) == [[row[0]] * 3 for row in of_three]
+
+
+def test_a_program_for_no_inputs() -> None:
+    with pytest.raises(ProgramError, match="a program was said to be for no inputs at all"):
+        compile_program(Aggregate(Select(indices, indices, EQ), tokens), ("a", "b"), 3, inputs=[])

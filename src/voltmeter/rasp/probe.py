@@ -21,9 +21,11 @@ _MOST_ROWS = 64
 def refuse_ambiguous(sop: Sop, limits: Limits, causal: bool, inputs: Sequence[Sequence[Value]] | None) -> None:
     """Raise ProgramError if an aggregate is ambiguous on one of the inputs.
 
-    Without ``inputs``, on 64 of those it is compiled for: all of a length where there are so few, else random ones.
-    A program that passes may still be ambiguous on another; ``evaluate`` says so then.
+    Without ``inputs``, on those it is compiled for: all, shorter ones too, where 64 or fewer are of full length; else
+    64 random ones. A program that passes may still be ambiguous on another; ``evaluate`` says so then.
     """
+    if inputs is not None and not inputs:
+        raise ProgramError("a program was said to be for no inputs at all", mend="leave inputs out, or give some")
     if not any(isinstance(node, Aggregate) and node.encoding is CATEGORICAL for node in nodes(sop)):
         return
     for row in _rows(limits) if inputs is None else inputs:
@@ -37,7 +39,7 @@ def refuse_ambiguous(sop: Sop, limits: Limits, causal: bool, inputs: Sequence[Se
 def _rows(limits: Limits) -> Iterable[Sequence[Value]]:
     vocabulary, longest = limits.vocabulary, limits.max_length
     if len(vocabulary) ** longest <= _MOST_ROWS:
-        return product(vocabulary, repeat=longest)
+        return (row for length in range(longest, 0, -1) for row in product(vocabulary, repeat=length))
     draw = random.Random(0)
     lengths = [longest, longest, 1 + longest // 2]  # most at full length, where most is selected
     return [draw.choices(vocabulary, k=lengths[at % 3]) for at in range(_MOST_ROWS)]
