@@ -259,3 +259,15 @@ def test_a_twin_has_the_shape_and_none_of_the_weights() -> None:
     for name, parameter in twin.named_parameters():
         assert bool((parameter != model.get_parameter(name)).any())
     assert torch.equal(twin.unembedding.weight, random_twin(model).unembedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("copies", "said"), [(0, "no minimal circuit is named"), (2, "a minimal circuit is named twice")]
+)
+def test_a_search_that_is_said_to_be_whole_names_each_circuit_once(copies: int, said: str) -> None:
+    it = export("hist")
+    true = truth(it, "resample")
+    grades = dataclasses.replace(true.grades, unique="no")
+    lie = dataclasses.replace(true, minimal=(true.necessary,) * copies, grades=grades)
+    with pytest.raises(TruthError, match=said):
+        verify(lie, it)

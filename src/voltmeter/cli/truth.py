@@ -38,9 +38,9 @@ def show_truth(asked: Asked, as_json: bool) -> None:
     """Finds the truth and prints it. Raises LoadError, TruthError, OutputError."""
     compiled = compiled_named(asked.model)
     certificate = truth(compiled, asked.fill, asked.positions, asked.tolerance, asked.output, asked.seed, asked.limit)
-    if asked.save is not None:
-        certificate.save(asked.save)
     checked = _checked(certificate, compiled) if asked.check else None
+    if asked.save is not None:  # only what was checked
+        certificate.save(asked.save)
     if as_json:
         extra = {} if checked is None else {"verified": checked}
         Screen.open(stdout_is_a_document=True).document(certificate.document() | extra)

@@ -117,6 +117,7 @@ class _Walk:
 
     def answers(self, edges: Sequence[int]) -> Float[Tensor, "cut batch real output"]:
         """The answer with each of ``edges`` cut too. They are sorted by part."""
+        self._stream = None  # of an earlier chunk
         total: Tensor = self.setting.tok.new_zeros((0, *self.setting.tok.shape))  # the change of the stream so far
         beside = total  # the change by heads of the layer at hand, which read the stream before it
         each: dict[int, Tensor] = {}  # the share of a writer, where some reader does not get it

@@ -182,6 +182,10 @@ class _Check:
                 if not self.changes(self.kept(other for other in circuit if other != edge)):
                     yield f"minimal circuit {number} suffices without {edge}"
         necessary, sets = set(it.necessary), [set(circuit) for circuit in it.minimal]
+        if it.minimal_is_complete and not it.minimal:
+            yield "no minimal circuit is named, and the whole model suffices"
+        if len(set(map(frozenset, sets))) < len(sets):
+            yield "a minimal circuit is named twice"
         if any(one < other for one in sets for other in sets):
             yield "one minimal circuit holds another"
         shown = "yes" if sets == [necessary] else "no"
