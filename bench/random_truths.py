@@ -60,7 +60,7 @@ def try_one(seed: int, size: int, fills: tuple[str, ...], limit: int) -> dict[st
         "disagreeing": agreement(program, model=made.model).disagreeing, "truths": {},
     }  # fmt: skip
     for fill in fills:
-        it = truth(made, fill, limit=limit)  # type: ignore[arg-type]
+        it = truth(made, fill, limit=limit)
         row["truths"][fill] = {
             "grade": grade(it), "edges": len(it.effects), "necessary": len(it.necessary),
             "circuits": len(it.minimal) if it.minimal_is_complete else None, "gap": it.gap,

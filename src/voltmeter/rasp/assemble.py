@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from voltmeter.errors import ProgramError
-from voltmeter.rasp.model import CompiledTransformer, Interface, Layer, Shape
+from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, layers_of
 from voltmeter.rasp.weights import Head, Sum, Unit
 
 
@@ -54,7 +54,7 @@ def fill_embeddings(model: CompiledTransformer, parts: Parts) -> None:
 
 def write_head(model: CompiledTransformer, layer: int, head: int, weights: Head) -> None:
     """Write a head, in place. The head must be free and as wide as the weights need."""
-    attention, d_head = _layer(model, layer).attention, model.shape.d_head
+    attention, d_head = layers_of(model)[layer].attention, model.shape.d_head
     if weights.width > d_head:
         raise ProgramError(
             f"a{layer}.h{head} needs d_head {weights.width}, and the model has {d_head}",
@@ -75,7 +75,7 @@ def write_head(model: CompiledTransformer, layer: int, head: int, weights: Head)
 
 def write_units(model: CompiledTransformer, layer: int, units: Sequence[Unit]) -> None:
     """Write units into the free ones of an MLP, in place."""
-    mlp = _layer(model, layer).mlp
+    mlp = layers_of(model)[layer].mlp
     used = mlp.first.weight.any(1) | mlp.second.weight.any(0) | (mlp.first.bias != 0)
     free = (~used).nonzero().flatten().tolist()
     if len(free) < len(units):
@@ -87,12 +87,6 @@ def write_units(model: CompiledTransformer, layer: int, units: Sequence[Unit]) -
     for row, unit in zip(chosen, units, strict=True):
         _write_rows(mlp.first.weight[row : row + 1], [unit.reads])
         _write_rows(mlp.second.weight.T[row : row + 1], [unit.writes])
-
-
-def _layer(model: CompiledTransformer, layer: int) -> Layer:
-    found = model.layers[layer]
-    assert isinstance(found, Layer)
-    return found
 
 
 def _write_rows(matrix: Tensor, sums: Sequence[Sum]) -> None:

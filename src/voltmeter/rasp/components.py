@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voltmeter.errors import AddressError, nearest
-from voltmeter.rasp.model import Attention, CompiledTransformer, Layer, Stream
+from voltmeter.rasp.model import Attention, CompiledTransformer, Stream, layers_of
 
 
 def component_names(model: CompiledTransformer) -> tuple[str, ...]:
@@ -51,23 +51,11 @@ def run_components(
     return model.unembedding(x), wrote
 
 
-def layers_of(model: CompiledTransformer) -> tuple[Layer, ...]:
-    """The layers, as what they are: a ModuleList only knows that they are modules."""
-    return tuple(layer for layer in model.layers if isinstance(layer, Layer))
-
-
 def outputs_by_head(attention: Attention, x: Stream) -> tuple[Stream, ...]:
     """What each head adds to the stream. They add up to ``attention(x)``, but for its output bias when several."""
-    projected = (attention.query(x), attention.key(x), attention.value(x))
-    q, k, v = (each.unflatten(-1, (attention.heads, attention.d_head)).transpose(1, 2) for each in projected)
-    scores = q @ k.transpose(-1, -2)
-    if attention.causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    mixed = (scores.softmax(-1) @ v).unbind(1)
     columns = attention.output.weight.split(attention.d_head, dim=1)
     bias = attention.output.bias if attention.heads == 1 else 0.0
-    return tuple(z @ part.T + bias for z, part in zip(mixed, columns, strict=True))
+    return tuple(z @ part.T + bias for z, part in zip(attention.mixed(x).unbind(1), columns, strict=True))
 
 
 def _check_names(model: CompiledTransformer, swap: Mapping[str, Tensor]) -> None:

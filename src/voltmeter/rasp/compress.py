@@ -18,8 +18,8 @@ from torch import Tensor
 
 from voltmeter.errors import ProgramError
 from voltmeter.rasp.compiled import Compiled
-from voltmeter.rasp.components import layers_of, run_components
-from voltmeter.rasp.model import CompiledTransformer
+from voltmeter.rasp.components import run_components
+from voltmeter.rasp.model import CompiledTransformer, layers_of
 from voltmeter.rasp.variants import Variant, defined_positions, finish, mapped_weights, mixed_labels
 
 _NEGLIGIBLE = 1e-9  # of the largest singular value; what float64 leaves of zero is 1e-14 of it

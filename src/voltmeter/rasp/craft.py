@@ -20,7 +20,7 @@ from voltmeter.errors import AddressError, ProgramError, nearest
 from voltmeter.rasp.assemble import Parts, fill_embeddings, write_head, write_units
 from voltmeter.rasp.compile import limits_of
 from voltmeter.rasp.functions import Category
-from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value
+from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value, value_of
 from voltmeter.rasp.place import PAD
 from voltmeter.rasp.values import TOO_CLOSE
 from voltmeter.rasp.weights import Head, Space, Sum, Unit, look_up, pattern, steps
@@ -96,9 +96,9 @@ def _check_sequences(sequences: Mapping[str, Sequence[Value] | None], output: st
         listed = list(values or ())
         misses += [f"'{name}' has {v!r} twice" for at, v in enumerate(listed) if v in listed[:at]]
         misses += [
-            f"'{name}' has the text {v!r}, which is read as {_value(v)!r}"
+            f"'{name}' has the text {v!r}, which is read as {value_of(v)!r}"
             for v in listed
-            if isinstance(v, str) and _value(v) != v
+            if isinstance(v, str) and value_of(v) != v
         ]
         if values is not None and not listed:
             misses.append(f"'{name}' has no values: None makes it a number")
@@ -199,7 +199,7 @@ def space(model: CompiledTransformer, name: str) -> Space:
     if name == "tokens":
         return Space({token: _dimension(model, f"tokens:{token}") for token in face.vocabulary})
     found: dict[Category, int] = {
-        _value(label.split(":", 1)[1]): at for at, label in enumerate(labels) if label.split(":", 1)[0] == name
+        value_of(label.split(":", 1)[1]): at for at, label in enumerate(labels) if label.split(":", 1)[0] == name
     }
     if not found:
         known = sorted({label.split(":", 1)[0] for label in labels})
@@ -286,17 +286,6 @@ def _dimension(model: CompiledTransformer, label: str) -> int:
     if label not in labels:
         raise AddressError(f"{model.interface.name} has no dimension '{label}'", [nearest(label, labels)])
     return labels.index(label)
-
-
-def _value(text: str) -> Value:
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _head(model: CompiledTransformer, at: str) -> tuple[int, int]:

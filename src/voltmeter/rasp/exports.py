@@ -21,7 +21,7 @@ from torch import Tensor
 from voltmeter.errors import FormatError, LoadError
 from voltmeter.files import json_bytes, parse_object, plain, read_bytes, write_directory
 from voltmeter.rasp.compiled import Compiled
-from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value
+from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value, value_of
 
 WEIGHTS, PROGRAM = "weights.safetensors", "program.json"
 PAD = "compiler_pad"
@@ -314,18 +314,7 @@ def _values(spelled: Sequence[str], document: Document) -> list[Value]:
     """Values from their spellings: as they stand in the recorded outputs or the vocabulary, else as they look."""
     known: dict[str, Value] = {str(token): token for token in document["vocab"]}
     known |= {str(value): value for row in document["outputs"] for value in row}
-    return [known[text] if text in known else _looks_like(text) for text in spelled]
-
-
-def _looks_like(text: str) -> Value:
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return [known[text] if text in known else value_of(text) for text in spelled]
 
 
 def _check_outputs(compiled: Compiled, tolerance: float, where: Path) -> None:

@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from voltmeter.rasp.model import Attention, CompiledTransformer, Layer
+from voltmeter.rasp.model import Attention, CompiledTransformer, attend, layers_of
 from voltmeter.wiring.wiring import Edge
 
 Reads = Float[Tensor, "*rows pos d_model"]
@@ -72,11 +72,7 @@ class Head(Part):
 
     def combine(self, *projected: Float[Tensor, "*rows pos k"]) -> Outs:
         q, k, v = projected
-        scores = q @ k.transpose(-1, -2)
-        if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(later, float("-inf"))
-        return scores.softmax(-1) @ v @ self.output.T
+        return attend(q, k, v, self.causal) @ self.output.T
 
     def directions(self, bias: bool = True) -> Float[Tensor, "n d_model"]:
         return self.output.T
@@ -164,7 +160,7 @@ def machine_of(model: CompiledTransformer) -> Machine:
         constants.extend([constant] * len(made))
         writers.extend(part.name for part in made)
 
-    for number, layer in enumerate(cast(Sequence[Layer], model.layers)):
+    for number, layer in enumerate(layers_of(model)):
         attention, mlp, n = layer.attention, layer.mlp, len(writers)
         add(*(Head(f"a{number}.h{h}", n, attention, h) for h in range(attention.heads)))
         constant = constant + attention.output.bias

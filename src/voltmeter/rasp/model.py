@@ -122,6 +122,11 @@ class CompiledTransformer(nn.Module):
             return self.decode(self(self.encode(inputs)))
 
 
+def layers_of(model: CompiledTransformer) -> "tuple[Layer, ...]":
+    """The layers, as what they are: a ModuleList only knows that they are modules."""
+    return tuple(layer for layer in model.layers if isinstance(layer, Layer))
+
+
 class Layer(nn.Module):
     """Attention, then an MLP, each added to the stream."""
 
@@ -150,19 +155,32 @@ class Attention(nn.Module):
         self.output = _linear(inner, shape.d_model, dtype)
 
     def forward(self, x: Stream) -> Stream:
-        q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
-        scores = q @ k.transpose(-1, -2)
-        if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            scores = scores.masked_fill(later, float("-inf"))
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        out: Tensor = self.output(mixed)
+        out: Tensor = self.output(self.mixed(x).transpose(1, 2).flatten(2))
         return out
+
+    def mixed(self, x: Stream) -> Float[Tensor, "batch heads pos d_head"]:
+        """What each head has mixed of its values, before the output projection."""
+        q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
+        return attend(q, k, v, self.causal)
 
     def _split(self, projected: Tensor) -> Tensor:
         """[batch, pos, heads * d_head] to [batch, heads, pos, d_head]."""
         split: Tensor = projected.unflatten(-1, (self.heads, self.d_head))
         return split.transpose(1, 2)
+
+
+def attend(
+    q: Float[Tensor, "*rows pos d_head"],
+    k: Float[Tensor, "*rows pos d_head"],
+    v: Float[Tensor, "*rows pos d_head"],
+    causal: bool,
+) -> Float[Tensor, "*rows pos d_head"]:
+    """The values that each position looks at, weighted by the softmax of its scores."""
+    scores = q @ k.transpose(-1, -2)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return scores.softmax(-1) @ v
 
 
 class MLP(nn.Module):
@@ -214,3 +232,15 @@ def _check(face: Interface, inputs: Sequence[Sequence[Value]]) -> None:
                 [f"input {row}", f"its tokens are {', '.join(map(repr, face.vocabulary))}"],
                 "use its own tokens, or compile it with yours (vocabulary=)",
             )
+
+
+def value_of(text: str) -> Value:
+    """The value that a label or a file spells: True or False, a number, else the text itself."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -8,6 +8,7 @@ A selector has no encoding: it is never held in the residual stream, only comput
 
 from abc import ABC
 from dataclasses import dataclass
+from typing import ClassVar, final
 
 from voltmeter.rasp.functions import Predicate, name_of
 from voltmeter.rasp.model import Value
@@ -49,39 +50,38 @@ class Select(Selector):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SelectorAnd(Selector):
+class _Joined(Selector, ABC):
+    """Two selectors and the sign between them."""
+
+    a: Selector
+    b: Selector
+    sign: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        need(self, Selector, "a selector", self.a, self.b)
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return (self.a, self.b)
+
+    def written(self, depth: int) -> str:
+        return f"({shown(self.a, depth)} {self.sign} {shown(self.b, depth)})"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class SelectorAnd(_Joined):
     """What both select."""
 
-    a: Selector
-    b: Selector
-
-    def __post_init__(self) -> None:
-        need(self, Selector, "a selector", self.a, self.b)
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.a, self.b)
-
-    def written(self, depth: int) -> str:
-        return f"({shown(self.a, depth)} & {shown(self.b, depth)})"
+    sign = "&"
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
-class SelectorOr(Selector):
+class SelectorOr(_Joined):
     """What either selects."""
 
-    a: Selector
-    b: Selector
-
-    def __post_init__(self) -> None:
-        need(self, Selector, "a selector", self.a, self.b)
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.a, self.b)
-
-    def written(self, depth: int) -> str:
-        return f"({shown(self.a, depth)} | {shown(self.b, depth)})"
+    sign = "|"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

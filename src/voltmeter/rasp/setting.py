@@ -94,7 +94,10 @@ class Setting:
 
     def effect(self, answers: Float[Tensor, "*rows batch real output"]) -> Float[Tensor, "*rows"]:
         """The same over all inputs: the largest move (raw), or the share of answers that are others (decoded)."""
-        changes = self.changes(answers)
+        return self.over_inputs(self.changes(answers))
+
+    def over_inputs(self, changes: Float[Tensor, "*rows batch"]) -> Float[Tensor, "*rows"]:
+        """One figure from the changes at each input, as ``effect``."""
         return changes.mean(-1) if self.counts_answers else changes.amax(-1)
 
 

@@ -18,7 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import final
 
 import torch
-from torch import Tensor
 
 from voltmeter.errors import AddressError, TruthError, nearest
 from voltmeter.files import digest_json
@@ -64,7 +63,7 @@ def truth(
     base = run_cut(setting, ())
     n = len(setting.machine.edges)
     changes = further_cuts(setting, base, range(n))
-    effects = _over_inputs(setting, changes)
+    effects: list[float] = setting.over_inputs(changes).tolist()
     necessary = [edge for edge in range(n) if effects[edge] > tolerance]
     rows = witnesses(changes, tolerance)
     matters = [edge for edge, does in enumerate(can_matter(setting)) if does]
@@ -125,12 +124,6 @@ def _require_exact(compiled: Compiled, setting: Setting) -> None:
         raise TruthError(
             f"{compiled.name} computes numbers that are not finite", mend="look at its weights: compile it again"
         )
-
-
-def _over_inputs(setting: Setting, changes: Tensor) -> list[float]:
-    """The figure of each edge from its changes [edge, batch]."""
-    figures: list[float] = (changes.mean(-1) if setting.counts_answers else changes.amax(-1)).tolist()
-    return figures
 
 
 def _effect(setting: Setting, base: Base) -> float:

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from voltmeter.errors import ProgramError, TruthError
 from voltmeter.rasp.compiled import Compiled
-from voltmeter.rasp.components import layers_of
-from voltmeter.rasp.model import Attention, CompiledTransformer, Layer
+from voltmeter.rasp.model import Attention, CompiledTransformer, Layer, layers_of
 
 Setting: TypeAlias = int | float | bool | str
 Square: TypeAlias = Float[Tensor, "n n"]

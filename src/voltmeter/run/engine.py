@@ -13,7 +13,7 @@ autograd run them in the opposite order of the forward. The tape belongs to one 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -172,12 +172,19 @@ class _Share:
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """Readings of a later state, begun: ``mixed`` [readings, *x.shape] holds the share of the first ``n`` deltas."""
+    """Readings of a later state, to be begun with the first ``n`` deltas."""
 
     state: int
     share: _Share
     n: int
-    mixed: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Readings of a state as far as the first ``n`` deltas: [readings, *x.shape]."""
+
+    n: int
+    mixed: Tensor
 
 
 class _Read(torch.autograd.Function):
@@ -197,7 +204,7 @@ class _Read(torch.autograd.Function):
         keep: Tensor,
         scale: Tensor | None,
         from_fills: Tensor | None,
-        begun: Ahead | None,
+        begun: Begun | None,
         ahead: list[Ahead],
         begin: Callable[[list[Ahead], Tensor], None],
     ) -> tuple[Tensor, Tensor]:
@@ -205,7 +212,7 @@ class _Read(torch.autograd.Function):
         ctx.tape, ctx.stream, ctx.rows, ctx.scale = tape, stream, rows, scale
         ctx.save_for_backward(cut)
         ctx.x_shape, ctx.keep_dtype, ctx.x_dtype = x.shape, keep.dtype, x.dtype
-        if begun is not None and begun.mixed is not None:
+        if begun is not None:
             fresh = tape.delta[stream][_past(rows, begun.n)]
             reads = _mix(share.deltas[..., begun.n :], fresh, x.shape)
             reads += begun.mixed.view_as(reads)  # the earlier state may have had its positions apart
@@ -336,7 +343,7 @@ class Cut(Listener):
         self.heard: set[int] = set()  # writers that have written
         self.biases: dict[int, Tensor] = {}  # by the number of the write that brought them
         self.reads: dict[tuple[int, ...], Tensor] = {}
-        self.begun: dict[int, Ahead] = {}  # by the state they are readings of
+        self.begun: dict[int, Begun] = {}  # by the state they are readings of
 
     def wrote(self, write: Write, outs: Tensor) -> None:
         if write.stream not in self.masks:
@@ -381,7 +388,7 @@ class Cut(Listener):
         """Remember what was mixed ahead: [readings of all in ``ahead``, *x.shape]."""
         counts = [one.share.deltas.shape[-2] for one in ahead]
         for one, rows in zip(ahead, mixed.split(counts), strict=True):
-            self.begun[one.state] = replace(one, mixed=rows)
+            self.begun[one.state] = Begun(one.n, rows)
 
     def _scale(self, state: State) -> Tensor | None:
         """The coefficients of a state's members, None where all are 1."""
