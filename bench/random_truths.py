@@ -7,18 +7,19 @@ Program i has seed i and the sizes in turn; before its truths are told it must a
 A program's grade under a fill is one of
 
     unique      its necessary edges are the only minimal circuit: no other circuit suffices without holding them
-    presumed    they suffice and none can be dropped; the search for others stopped at its limit
+    presumed    they suffice and none can be dropped; the search for others did not decide
     several     several minimal circuits, all of them known (how many is counted)
     another     one minimal circuit, which is not the set of necessary edges
-    insufficient, unsearched    the necessary edges do not suffice, and the search stopped at its limit
+    unsearched  the necessary edges do not suffice or some can be dropped, and the search did not name all circuits
     no gap      effects on both sides of the tolerance within a factor 100: no certificate
 
-``--out`` takes a line per program and goes on where such a file ends. Exits with 1 if a model disagrees with its
-oracle.
+``--out`` takes a line per program and goes on where such a file ends, asked the same; a line that a kill cut short is
+made again. Exits with 1 if a model disagrees with its oracle.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -56,7 +57,7 @@ def try_one(seed: int, size: int, fills: tuple[str, ...], limit: int) -> dict[st
     program = generate(seed, size)
     made = compiled(program)
     row: dict[str, Any] = {
-        "seed": seed, "size": size, "layers": made.model.shape.layers,
+        "seed": seed, "size": size, "limit": limit, "layers": made.model.shape.layers,
         "disagreeing": agreement(program, model=made.model).disagreeing, "truths": {},
     }  # fmt: skip
     for fill in fills:
@@ -101,7 +102,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     sizes, fills = [int(size) for size in asked.sizes.split(",")], tuple(asked.fills.split(","))
-    rows = _before(asked.out)
+    rows = [row for row in _before(asked.out) if row["seed"] < asked.count]
+    for line in _asked_otherwise(rows, sizes, fills, asked.limit):
+        parser.error(f"{asked.out}: {line}; ask the same again, or give another --out")
     done, start = {row["seed"] for row in rows}, time.perf_counter()
     waiting = [seed for seed in range(asked.count) if seed not in done]
     with ProcessPoolExecutor(asked.jobs) as pool:
@@ -121,7 +124,23 @@ def main() -> int:
 
 
 def _before(out: Path | None) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    """The rows of a file; what stands behind its last whole line is taken off it."""
+    if out is None or not out.exists():
+        return []
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(out, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _asked_otherwise(rows: Iterable[dict[str, Any]], sizes: list[int], fills: tuple[str, ...], limit: int) -> list[str]:
+    """What rows of a file were asked that is not asked now."""
+    return [
+        f"seed {row['seed']} has size {row['size']}, limit {row.get('limit')} and fills {','.join(row['truths'])}"
+        for row in rows
+        if (row["size"], row.get("limit"), tuple(row["truths"])) != (sizes[row["seed"] % len(sizes)], limit, fills)
+    ]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def test_reverse_on_one_screen() -> None:
     assert lines[1].startswith("question  fill resample · raw output (reverse_")
     assert lines[3].strip() == ("2 of the 94 edges are necessary: cutting any one of them alone changes the output.")
     text = done.stdout
-    assert "They are the only minimal circuit" in text
+    assert "The necessary edges are the only minimal circuit" in text
+    assert "The program uses 13 edges that are not necessary:" in text
     assert "input.tok   →   a3.h0<v>     1.00   the values of head 0 in layer 3" in text
     assert "m2 -> a3.h0<q>: m2 writes the same for every input, which is what the cut edge carries" in text
     assert "input.pos -> a3.h0<k>: input.pos writes the same for every input" in text
@@ -40,6 +41,10 @@ def test_reverse_as_a_document() -> None:
     assert set(grades) == {"sufficient", "one_minimal", "no_restoring_pair", "unique", "searched"}
     assert (grades["sufficient"], grades["unique"]) == (True, "yes")
     assert {each["edge"] for each in found["explained"]} >= {"m2 -> a3.h0<q>", "input.pos -> a3.h0<k>"}
+    assert (found["program"], found["n_inputs"]) == ("reverse", 243)
+    assert found["question"] == {
+        "fill": "resample", "positions": "paired", "output": "raw", "tolerance": 1e-6, "seed": 0,
+    }  # fmt: skip
 
 
 def test_the_question_reaches_the_truth() -> None:
@@ -58,7 +63,8 @@ def test_the_question_reaches_the_truth() -> None:
     assert (shown["zero"]["grades"]["unique"], shown["short"]["grades"]["unique"]) == ("yes", "presumed")
     decoded = json.loads(voltmeter("truth", "rasp:hist", "--json", "--fill", "zero", "--output", "decoded").stdout)
     raw = json.loads(voltmeter("truth", "rasp:hist", "--json", "--fill", "zero").stdout)
-    assert decoded["gap"] < raw["gap"], "a share of the answers is less than the move of a number"
+    assert (decoded["gap"], decoded["answers"]) == (None, 243 * 5), "answers are counted"
+    assert (raw["gap"] > 1e6, raw["answers"]) == (True, None), "a number is measured"
 
 
 def test_a_certificate_is_saved_and_verified(tmp_path: Path) -> None:
@@ -68,6 +74,37 @@ def test_a_certificate_is_saved_and_verified(tmp_path: Path) -> None:
     assert Certificate.load(file).name == "frac_prevs_x"
     assert "verified  from scratch with the slow engine" in done.stdout
     assert f"saved     {file}" in done.stdout
+
+
+def test_what_the_weights_connect_is_not_called_the_programs_and_a_long_list_is_cut() -> None:
+    done = voltmeter("truth", f"rasp:{asset('tracr') / 'shuffle_dyck'}", "--fill", "resample")
+    assert done.exit_code == 0, done.stderr
+    _, _, listed = done.stdout.partition("The weights connect 24 edges that are not necessary:\n")
+    assert [" -> " in line for line in listed.splitlines()[:21]] == [True] * 20 + [False]
+    assert listed.splitlines()[20].strip() == "… 4 more, all of them in --json"
+
+
+def test_a_refused_certificate_is_shown_before_it_is_refused(tmp_path: Path) -> None:
+    asked = ("truth", "rasp:hist", "--fill", "zero", "--tolerance", "1e6", "--save", str(tmp_path / "hist.json"))
+    done = voltmeter(*asked)
+    assert done.exit_code == 2
+    assert "None of the 13 edges is necessary" in done.stdout
+    assert "No certificate: the tolerance 1e+06 hides a change of 1 in outputs of up to 1." in done.stdout
+    assert "there is no certificate of hist" in done.stderr
+    as_json = voltmeter(*asked, "--verify", "--json")
+    assert as_json.exit_code == 2
+    assert json.loads(as_json.stdout)["certified"] is False
+    assert "there is no certificate to verify" in as_json.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_one_of_save(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = voltmeter("truth", "rasp:hist", "--fill", "zero", "--save", str(tmp_path / "file" / "hist.json"))
+    assert done.exit_code == 2
+    assert "of the 13 edges are necessary" in done.stdout
+    assert "--save" in done.stderr
+    assert "--out" not in done.stderr
 
 
 @pytest.mark.parametrize(

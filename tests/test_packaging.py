@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, run_on_transformers457
 from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
@@ -281,6 +282,10 @@ def test_this_machine_is_within_reach() -> None:
 
 def test_annotations_are_checked_as_tests_run() -> None:
     from voltmeter.errors import nearest
+    from voltmeter.rasp.model import attend
 
     with pytest.raises(TypeCheckError):
-        nearest(3, ["a3.h0"])
+        nearest(3, ["a3.h0"])  # its module names no axes
+    short, long = torch.zeros(1, 2, 3), torch.zeros(1, 4, 3)
+    with pytest.raises(TypeCheckError):
+        attend(short, short, long, False)  # as many positions in all three

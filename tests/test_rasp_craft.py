@@ -46,6 +46,18 @@ def repeats() -> CompiledTransformer:
     return place_lookup(with_previous(), "m1", ("tokens", "previous"), table, writes="pair")
 
 
+def broken() -> nn.Module:
+    """NaN wherever "c", row 2 of the embedding, stands last."""
+
+    class Broken(nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = repeats()(rows)
+            outputs[rows[:, -1] == 2, -1, 0] = float("nan")
+            return outputs
+
+    return Broken().eval()
+
+
 def answer(row: tuple[str, ...]) -> list[bool]:
     return [a == b for a, b in itertools.pairwise(row)]
 
@@ -259,9 +271,19 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "the circuits are of wirings with other edges\n  input -> m0 (only in one)\n  compare models of one shape",
     ),
     "outputs of another shape": (
-        lambda: compare(repeats(), nn.Embedding(5, 3), INPUTS),
+        lambda: compare(repeats(), nn.Embedding(5, 3).eval(), INPUTS),
         "the other model gives outputs [27, 4, 3], and handcrafted [27, 4, 2]\n  both give [input, position, output], "
         "BOS's position included, with the same output dimensions",
+    ),
+    "a model in training mode": (
+        lambda: compare(repeats(), nn.Sequential(nn.Embedding(5, 2), nn.Dropout()), INPUTS),
+        "a model that is compared is in training mode, in which chance and batches change its outputs\n"
+        "  call .eval() on it",
+    ),
+    "outputs that are no numbers": (
+        lambda: rank_unexplained(repeats(), broken(), INPUTS[-3:]),
+        "the other model gives outputs that are not finite for 1 of 3 inputs\n  input ('c', 'c', 'c')\n"
+        "  check its weights",
     ),
     "nothing counted": (
         lambda: compare(repeats(), repeats(), INPUTS, counted=NONE),

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from voltmeter.errors import FormatError, LoadError, OutputError
 from voltmeter.rasp.exports import PROGRAM, WEIGHTS, load_export, save_export
+from voltmeter.rasp.model import Value
+from voltmeter.rasp.variants import rotated
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -56,6 +58,39 @@ def test_what_is_saved_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     with pytest.raises(OutputError, match="is not empty"):
         save_export(compiled, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("bos", [0, 0.5, False, "<s>"])
+def test_any_token_may_be_bos(bos: Value, tmp_path: Path) -> None:
+    compiled = veto()
+    face = compiled.model.interface
+    rows = {**{token: face.rows[token] for token in face.vocabulary}, bos: face.rows[face.bos]}
+    compiled.model.interface = dataclasses.replace(face, bos=bos, rows=rows)
+    save_export(compiled, tmp_path / "saved")
+    back = load_export(tmp_path / "saved").model.interface
+    assert back == compiled.model.interface
+    assert type(back.bos) is type(bos)
+
+
+def test_a_model_whose_dimensions_hold_no_answer_comes_back_too(tmp_path: Path) -> None:
+    turned = rotated(export("reverse"), seed=0).compiled
+    save_export(turned, tmp_path / "saved")
+    back = load_export(tmp_path / "saved").model
+    assert back.interface == dataclasses.replace(turned.model.interface, name="reverse rotated")
+    assert torch.equal(back.unembedding.weight, turned.model.unembedding.weight)
+    reweighed(tmp_path / "saved", lambda w: w.pop("unembed/w"))
+    with pytest.raises(FormatError, match="missing: unembed/w"):
+        load_export(tmp_path / "saved")
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    compiled = veto()
+    with pytest.raises(FormatError) as caught:
+        save_export(dataclasses.replace(compiled, inputs=(*compiled.inputs[:-1], (1, 1))), tmp_path / "saved")
+    assert str(caught.value) == (
+        "planted cannot be kept in a file: its fields do not fit together\n  inputs has [1, 1] 2 times"
+    )
+    assert not (tmp_path / "saved").exists()
 
 
 def test_another_unembedding_comes_back_too(tmp_path: Path) -> None:
@@ -130,7 +165,12 @@ def test_files_that_are_missing_or_cut_short(reverse: Path) -> None:
         (lambda d: d["outputs"].pop(), "243 inputs, 242 outputs"),
         (lambda d: d["vocab"].append(4), "gives 1 tokens no row"),
         (lambda d: d["encoding"].update({"1": 17}), "the row 17 of the token '1' is none of 5"),
-        (lambda d: d.update(max_seq_len=6), "6 positions do not hold BOS and 6 tokens"),
+        (lambda d: d.update(max_seq_len=6), "max_seq_len: 6 positions do not hold BOS and 6 tokens"),
+        (lambda d: d.update(num_layers=10**18), "num_layers: 50 weights do not make 1000000000000000000 layers"),
+        (
+            lambda d: d.update(num_heads=10**9),
+            r"\[41, 12\] was|, \[41, 12000000000\] was expected .*num_heads 1000000000",
+        ),
     ],
 )
 def test_files_that_do_not_fit_together(reverse: Path, edit: Callable[[dict[str, Any]], object], text: str) -> None:
@@ -143,10 +183,14 @@ def test_weights_that_are_not_finite_or_not_the_programs(reverse: Path) -> None:
     reweighed(reverse, lambda w: w["transformer/layer_3/attn/value/w"].mul_(-1))
     with pytest.raises(LoadError, match=r"does not compute its recorded outputs: \d+ of 243 differ") as caught:
         load_export(reverse)
-    assert "was computed, [1, 1, 1, 1, 2] is recorded" in str(caught.value) or "is recorded" in str(caught.value)
+    assert "of [1, 1, 1, 1, 2]: " in str(caught.value)
+    assert " was computed, [2, 1, 1, 1, 1] is recorded" in str(caught.value)
     assert load_export(reverse, check=False).name == "reverse"
     reweighed(reverse, lambda w: w["pos_embed/embeddings"].fill_(float("nan")))
     with pytest.raises(FormatError, match="pos_embed/embeddings is not finite"):
+        load_export(reverse, check=False)
+    reweighed(reverse, lambda w: w.update({"pos_embed/embeddings": w["pos_embed/embeddings"].nan_to_num(0).int()}))
+    with pytest.raises(FormatError, match="pos_embed/embeddings is int32, floats were expected"):
         load_export(reverse, check=False)
 
 

@@ -1,6 +1,6 @@
 """Noised, rotated, compressed and imitated models: the same function, as near as they say, in other weights."""
 
-from collections.abc import Iterator
+import functools
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from voltmeter.rasp.compare import compare_circuits
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.components import component_names, run_components
 from voltmeter.rasp.compress import compressed, narrowest_exact
-from voltmeter.rasp.imitate import Recipe, imitate, interchange_agreement
+from voltmeter.rasp.imitate import Imitation, Recipe, imitate, interchange_agreement
 from voltmeter.rasp.model import CompiledTransformer
 from voltmeter.rasp.programs import compiled, program
 from voltmeter.rasp.truth import truth
@@ -23,15 +23,23 @@ NAMES = ("frac_prevs_x", "hist", "pair_balance", "previous_token", "reverse")  #
 EXACT = 1e-9  # rounding of 1e-16, amplified by scores and steps of 100 in up to four layers
 
 
+@functools.cache
 def small(name: str) -> Compiled:
     return compiled(program(name), limit=64)
+
+
+@functools.cache
+def imitation(aligned: bool) -> Imitation:
+    """Of hist, over all its inputs."""
+    return imitate(compiled(program("hist")), 0, Recipe(aligned=aligned))
 
 
 def same_weights(a: CompiledTransformer, b: CompiledTransformer) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def outputs_under_cuts(given: Compiled) -> Iterator[Tensor]:
+@functools.cache
+def outputs_under_cuts(given: Compiled) -> Tensor:
     """Outputs after BOS with each edge of the dataflow cut in turn, to zero and to another input's run.
 
     Not at BOS: values that no program means stand on the ramps of steps there, where rounding is amplified most.
@@ -39,10 +47,11 @@ def outputs_under_cuts(given: Compiled) -> Iterator[Tensor]:
     tokens, wiring = given.model.encode(given.inputs), wiring_of(given).wiring
     names = [str(edge) for edge in wiring.edges]
     other = tokens.roll(len(tokens) // 2 + 1, 0)
-    for edge in given.provenance or ():
-        keep = torch.tensor([float(name != edge) for name in names], dtype=torch.float64)
-        yield vm.run(wiring, tokens, keep, vm.fill.zero())[:, 1:]
-        yield vm.run(wiring, tokens, keep, vm.fill.resample(), other)[:, 1:]
+    assert given.provenance
+    keep = torch.tensor([[float(name != edge) for name in names] for edge in given.provenance], dtype=torch.float64)
+    zeroed = vm.run(wiring, tokens, keep, vm.fill.zero(), axes="circuit edge")
+    resampled = vm.run(wiring, tokens, keep, vm.fill.resample(), other, axes="circuit edge")
+    return torch.stack([zeroed, resampled])[:, :, :, 1:]
 
 
 # --- components -----------------------------------------------------------------------------------
@@ -80,8 +89,8 @@ def test_a_rotated_model_computes_the_same_also_when_cut(name: str) -> None:
     made = rotated(given, seed=0)
     assert 0 < made.deviation < EXACT
     assert made.agreement == 1.0
-    for before, after in zip(outputs_under_cuts(given), outputs_under_cuts(made.compiled), strict=True):
-        torch.testing.assert_close(after, before, rtol=0, atol=1e-6)  # scores of 100 cut halfway amplify rounding
+    before, after = outputs_under_cuts(given), outputs_under_cuts(made.compiled)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)  # scores of 100 cut halfway amplify rounding
 
 
 def test_a_rotated_model_has_no_dimension_with_a_meaning() -> None:
@@ -90,7 +99,26 @@ def test_a_rotated_model_has_no_dimension_with_a_meaning() -> None:
     assert bool((given.model.token_embedding.weight == 0).double().mean() > 0.9)
     assert not bool((made.token_embedding.weight[:-1] == 0).any())
     assert set(made.interface.labels) == {f"mixed:{at}" for at in range(made.shape.d_model)}
+    assert made.interface.output == ()
     assert not same_weights(made, rotated(given, seed=1).compiled.model)
+
+
+@pytest.mark.parametrize("name", ["frac_prevs_x", "reverse"])
+def test_outputs_keep_their_names_where_no_dimension_holds_them(name: str) -> None:
+    given = small(name)
+    face = given.model.interface
+    assert face.output_labels == tuple(face.labels[at] for at in face.output)
+    narrow = compressed(given, narrowest_exact(given), 0)
+    others = (
+        rotated(given, 0),
+        rotated(rotated(given, 0).compiled, 1),
+        narrow,
+        imitate(given, 0, Recipe(steps=1)).variant,
+    )
+    for made in others:
+        mixed = made.compiled.model.interface
+        assert mixed.output_labels == face.output_labels
+        assert not set(mixed.output_labels) & set(mixed.labels)
 
 
 # --- noised ---------------------------------------------------------------------------------------
@@ -142,8 +170,8 @@ def test_the_narrowest_exact_stream_tells_every_reader_the_same(name: str) -> No
     made = compressed(given, width, seed=0)
     assert made.deviation < EXACT
     assert made.compiled.model.shape.d_model == width
-    for before, after in zip(outputs_under_cuts(given), outputs_under_cuts(made.compiled), strict=True):
-        torch.testing.assert_close(after, before, rtol=0, atol=1e-6)  # scores of 100 cut halfway amplify rounding
+    before, after = outputs_under_cuts(given), outputs_under_cuts(made.compiled)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)  # scores of 100 cut halfway amplify rounding
 
 
 def test_a_narrower_stream_is_trained_until_it_will_do() -> None:
@@ -205,8 +233,7 @@ def test_numbers_are_decoded_to_the_nearest_that_the_program_gives() -> None:
 
 
 def test_an_imitation_behaves_alike_and_only_an_aligned_one_works_alike() -> None:
-    given = compiled(program("hist"))
-    aligned, free = (imitate(given, 0, Recipe(aligned=each)) for each in (True, False))
+    aligned, free = imitation(aligned=True), imitation(aligned=False)
     assert aligned.variant.agreement > 0.9
     assert free.variant.agreement > 0.9
     assert set(aligned.interchange) == {"a0.h0", "m0"}
@@ -229,7 +256,7 @@ def test_the_circuit_of_an_imitation_beside_the_compiled_one() -> None:
     τ is half of what tells two counts apart: below it are effects that no decoded output feels.
     """
     given = compiled(program("hist"))
-    learned = imitate(given, 0).variant.compiled
+    learned = imitation(aligned=True).variant.compiled
     ours, theirs = (truth(each, "resample", tolerance=0.5) for each in (given, learned))
     found = compare_circuits(ours.necessary, theirs.necessary, edges=ours.effects)
     assert found.both == ours.necessary

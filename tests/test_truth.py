@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from functools import cache
 
 import pytest
 import torch
-from known_models import cancellation, export, planted, random_model, three_cancel, two_paths, veto
+from known_models import (
+    COPY,
+    cancellation,
+    export,
+    planted,
+    random_model,
+    three_cancel,
+    two_paths,
+    veto,
+)
 
 from voltmeter.errors import AddressError, TruthError
 from voltmeter.rasp.certificate import Certificate
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.effects import run_cut, run_kept
-from voltmeter.rasp.explain import KINDS
+from voltmeter.rasp.explain import KINDS, explain
+from voltmeter.rasp.model import layers_of
+from voltmeter.rasp.search import Found
 from voltmeter.rasp.setting import Question, setting_of
 from voltmeter.rasp.truth import truth
+
+truth_module = importlib.import_module("voltmeter.rasp.truth")  # the package's name for it is the function's too
 
 REVERSE = {
     ("resample", "paired"): "input.tok -> a3.h0<v>, a3.h0 -> logits",
@@ -26,6 +41,12 @@ FRAC_PREVS = "input.tok -> m0, m0 -> a1.h0<v>, a1.h0 -> logits"
 
 def said(certificate: Certificate) -> str:
     return "\n".join(certificate.says)
+
+
+@cache
+def of_shuffle_dyck() -> Certificate:
+    """Under zero: the longest search here, told once."""
+    return truth(export("shuffle_dyck"), "zero")
 
 
 # The figures found by brute force for the exports --------------------------------------------------------------
@@ -102,7 +123,9 @@ def test_length_never_changes_under_resampling() -> None:
     assert certificate.necessary == ()
     assert certificate.minimal == ((),)
     assert certificate.gap is None
-    assert "The output never changes under this fill (resample)" in said(certificate)
+    assert certificate.certified
+    assert "With every edge cut the output is what it was (fill resample)" in said(certificate)
+    assert "They" not in said(certificate)  # there is nobody it could be
     assert "None of the 13 edges is necessary" in said(certificate)
     assert "The one minimal circuit keeps no edge at all" in said(certificate)
     assert len(truth(export("length"), "zero").necessary) == 2
@@ -112,14 +135,14 @@ def test_sort_unique_is_only_ever_given_permutations() -> None:
     """Single cuts find four "necessary" edges; with every edge cut the output is what it was."""
     certificate = truth(export("sort_unique"), "resample")
     assert "All 120 inputs have the same output." in said(certificate)
-    assert "The output never changes under this fill (resample)" in said(certificate)
+    assert "With every edge cut the output is what it was (fill resample)" in said(certificate)
     assert "The one minimal circuit is another: no edge at all" in said(certificate)
     assert certificate.minimal == ((),)
     assert certificate.grades.unique == "no"
 
 
 def test_shuffle_dyck_under_zero_is_sufficient_with_fewer_than_its_necessary_edges() -> None:
-    certificate = truth(export("shuffle_dyck"), "zero")
+    certificate = of_shuffle_dyck()
     necessary = set(certificate.necessary)
     assert len(necessary) == 24
     assert vars(certificate.grades) == {
@@ -130,7 +153,7 @@ def test_shuffle_dyck_under_zero_is_sufficient_with_fewer_than_its_necessary_edg
         "searched": certificate.grades.searched,
     }
     assert certificate.droppable == ("input.pos -> a4.h1<q>", "input.pos -> a4.h1<k>")
-    assert "They are sufficient, and so are 23 of them" in said(certificate)
+    assert "The necessary edges are sufficient, and so are 23 of them" in said(certificate)
     assert sorted(map(len, certificate.minimal)) == [19, 22]
     assert [set(circuit) < necessary for circuit in certificate.minimal].count(True) == 1
 
@@ -155,9 +178,12 @@ def test_shuffle_dyck_has_19_where_the_heads_of_a_layer_share_their_readers() ->
 
 
 def test_decoded_output_forgives_what_raw_output_does_not() -> None:
-    raw, decoded = (truth(export("shuffle_dyck"), "zero", output=output) for output in ("raw", "decoded"))
+    raw, decoded = of_shuffle_dyck(), truth(export("shuffle_dyck"), "zero", output="decoded")
     assert set(raw.necessary) - set(decoded.necessary) == {"input.tok -> m5"}
     assert max(decoded.effects.values()) <= 1  # a share of the answers
+    assert (decoded.answers, decoded.gap, decoded.leaks) == (64 * 6, None, ())  # an edge changes an answer or none
+    assert "The smallest necessary effect is 30 of 384 answers (input.tok -> m3); every other" in said(decoded)
+    assert "alone changes some of the 384 decoded answers." in said(decoded)
     assert min(decoded.effects[edge] for edge in decoded.necessary) >= 1 / (64 * 6)
 
 
@@ -235,7 +261,7 @@ def test_two_paths_of_which_either_suffices() -> None:
         ("input.tok -> m0", "m0 -> m2", "m2 -> logits"),
         ("input.tok -> m1", "m1 -> m2", "m2 -> logits"),
     )
-    assert "They are not sufficient: with only these kept the output changes by 1." in said(certificate)
+    assert "The necessary edge is not sufficient: keeping only it changes the output by 1." in said(certificate)
     assert "There are 2 minimal circuits, of 3, 3 edges" in said(certificate)
     why = {each.edge: each for each in certificate.explained}
     assert why["m0 -> m2"].kind == "redundant"
@@ -245,27 +271,50 @@ def test_two_paths_of_which_either_suffices() -> None:
 def test_the_limit_makes_uniqueness_presumed() -> None:
     certificate = truth(export("sort_freq"), "zero", limit=200)
     assert certificate.grades.unique == "presumed"
-    assert certificate.grades.searched > 200
+    assert 0 < certificate.grades.searched <= 200
     assert not certificate.minimal_is_complete
     assert certificate.minimal == (certificate.necessary,)
-    assert "That they are the only minimal circuit is presumed" in said(certificate)
+    assert "are the only minimal circuit, it is presumed: " in said(certificate)
+    assert "states searched, which is not all." in said(certificate)
     assert certificate.grades.no_restoring_pair is None  # 22 x 22 pairs
     assert "Restoring pairs were not searched for" in said(certificate)
     known = truth(export("shuffle_dyck"), "zero", limit=500)
     assert (known.grades.unique, known.minimal_is_complete) == ("no", False)
-    assert "They are not the only minimal circuit; not all were searched for" in said(known)
+    assert "The necessary edges are not the only minimal circuit, and not all are known" in said(known)
     (circuit,) = known.minimal
     assert len(circuit) < 24
 
 
 def test_an_effect_at_the_tolerance_is_no_proof() -> None:
-    """What lies within a thousandth of τ may be on its other side but for the search's merging."""
+    """What lies within a tenth of τ may be on its other side but for the search's merging."""
     compiled = planted([[({"x": 1}, {"out": 1}), ({"x": 1, "1": -2}, {"out": 1})]])
     setting = setting_of(compiled, Question("zero"))
     effect = setting.effect(run_kept(setting, ()).answer)
     assert effect == 4
-    assert truth(compiled, "zero", tolerance=3.999).grades.unique == "presumed"
+    for tolerance in (3.999, 3.8):
+        near = truth(compiled, "zero", tolerance=tolerance)
+        assert (near.grades.unique, near.search) == ("presumed", "unsure")
+        assert "but rounding could have put one of them on the other side of the tolerance." in said(near)
+        assert "not all" not in said(near)
     assert truth(compiled, "zero", tolerance=2.0).grades.unique == "yes"
+
+
+def test_a_tolerance_of_the_size_of_what_is_merged_is_no_proof() -> None:
+    """An effect of nothing is then as near as one that is over τ."""
+    assert truth(veto(), "zero", tolerance=1e-9).grades.unique == "no"  # of exact runs
+    copied = planted([[COPY]])
+    assert truth(copied, "zero", tolerance=1e-9).grades.unique == "presumed"
+    assert truth(copied, "zero", tolerance=1e-7).grades.unique == "yes"
+
+
+def test_a_search_that_exact_runs_contradict_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The necessary edges suffice when run, so some minimal circuit is among them, whatever the search says."""
+    other = Found((frozenset({0, 1, 2, 3, 4, 5}),), "whole", 7, (0,))
+    monkeypatch.setattr(truth_module, "minimal_circuits", lambda *_: other)
+    certificate = truth(export("hist"), "resample")
+    assert (certificate.grades.unique, certificate.search) == ("presumed", "unsure")
+    assert certificate.minimal == (certificate.necessary,)
+    assert truth(veto(), "zero").grades.unique == "no"  # an edge can be dropped, which no search need say
 
 
 # Explanations ------------------------------------------------------------------------------------------------
@@ -279,11 +328,40 @@ def test_every_kind_of_explanation() -> None:
         (two_paths(), "zero"),
         (absorbing(), "resample"),
     ):
-        found |= {each.kind: each.why for each in truth(compiled, fill).explained}
+        explained = truth(compiled, fill).explained
+        assert "was not tried" not in "".join(each.why for each in explained)
+        found |= {each.kind: each.why for each in explained}
     assert set(found) == set(KINDS)
     assert found["below tolerance"] == "it changes the output by 5.39e-07, within the tolerance 1e-06"
     assert found["absorbed"] == "m0 varies, but m1 writes the same with the edge and without"
     assert "and nothing after passes that on" in found["lost"]
+
+
+def test_redundancy_that_was_not_tried_is_said_to_be_untried() -> None:
+    """Over the limit of pairs nothing is called redundant, and what is said instead says so."""
+    whys = {each.edge: each.why for each in truth(two_paths(), "zero", limit=3).explained}
+    assert "m0 -> m2" in whys
+    for edge in ("m0 -> m2", "m1 -> m2"):
+        assert whys[edge].endswith("; whether another edge does as well was not tried")
+
+
+def test_a_writer_that_does_not_vary_is_not_said_to() -> None:
+    """input.pos writes the same for every input; under zero the cut edge carries something else all the same."""
+    compiled = planted([[COPY]], ["p"])
+    with torch.no_grad():
+        compiled.model.position_embedding.weight[:, 2] = 1.0
+    (told,) = truth(dataclasses.replace(compiled, provenance=("input.pos -> m0",)), "zero").explained
+    assert told.kind == "ignored"
+    assert told.why == "input.pos writes something else than the cut edge carries, but m0 does not read the difference"
+
+
+def test_a_writer_that_agrees_with_its_corrupted_run_only() -> None:
+    """It varies, only not between the two of any pair: that is not "the same at every input"."""
+    setting = setting_of(planted([[COPY]]), Question("resample"))
+    paired = dataclasses.replace(setting, fills=setting.outs)  # as if each was paired with one that is alike
+    (told,) = explain(paired, run_cut(paired, ()), [0], [0.0] * len(paired.machine.edges), [], 1)
+    assert told.kind == "constant writer"
+    assert told.why == "input.tok writes for every input what it writes for the one it is paired with"
 
 
 def absorbing() -> Compiled:
@@ -292,25 +370,69 @@ def absorbing() -> Compiled:
     return planted([[({"x": 1}, {"p": 1})], unit], ["p"])
 
 
-def test_provenance_from_the_compiler_is_used_and_checked() -> None:
+def test_provenance_from_the_compiler_is_used_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = export("frac_prevs_x")
     told = truth(dataclasses.replace(compiled, provenance=("a1.h0 -> logits", "input.pos -> a1.h0<q>")), "resample")
     assert told.provenance_from == "program"
     assert told.provenance == ("input.pos -> a1.h0<q>", "a1.h0 -> logits")  # in the wiring's order
     assert [each.edge for each in told.explained] == ["input.pos -> a1.h0<q>"]
+    monkeypatch.setattr(truth_module, "setting_of", lambda *_: pytest.fail("work was done before it was refused"))
     with pytest.raises(AddressError, match="names 1 edges that its model has not") as caught:
         truth(dataclasses.replace(compiled, provenance=("a1.h1 -> logits",)), "resample")
     assert "a1.h0 -> logits" in str(caught.value)
 
 
 def test_provenance_from_weights_holds_the_truth() -> None:
-    for name, fill in (("hist", "zero"), ("sort_freq", "zero"), ("shuffle_dyck", "zero")):
-        certificate = truth(export(name), fill)
+    for certificate in (truth(export("hist"), "zero"), truth(export("sort_freq"), "zero"), of_shuffle_dyck()):
         assert certificate.provenance_from == "weights"
         assert set(certificate.necessary) <= set(certificate.provenance)
 
 
 # What cannot be asked ------------------------------------------------------------------------------------------
+
+
+def test_a_tolerance_above_all_effects_is_no_certificate(tmp_path: object) -> None:
+    """Nothing is necessary then, whatever the model: by one cut at a time, or where two paths hide each other's."""
+    for compiled, above in ((veto(), 1e6), (two_paths(), 1.5)):
+        certificate = truth(compiled, "zero", tolerance=above)
+        assert certificate.necessary == ()
+        assert not certificate.certified
+        assert f"No certificate: the tolerance {above:g} hides a change of" in said(certificate)
+        assert "have the same output" not in said(certificate)
+        with pytest.raises(TruthError, match=r"no edge is necessary, and the tolerance .* hides a change of .* up to"):
+            certificate.save(f"{tmp_path}/certificate.json")
+
+
+def test_restoring_pairs_are_counted_once() -> None:
+    certificate = truth(cancellation(), "zero")
+    assert len({frozenset(pair) for pair in certificate.restoring}) == len(certificate.restoring) > 0
+    pairs = [set(pair) for pair in certificate.restoring if set(pair) <= set(certificate.necessary)]
+    assert pairs, "some pair is of two necessary edges, which could be found from either"
+
+
+def test_cuts_that_are_not_finite_are_no_small_effect() -> None:
+    """A NaN is not over τ, and would make its edge unnecessary without a word."""
+    big = planted([[({"x": 1e200}, {"out": 1})], [({"x": 1e200}, {"out": -1})]])
+    with torch.no_grad():
+        for layer in layers_of(big.model):
+            layer.mlp.second.weight.mul_(1e200)
+        big.model.layers[1].mlp.first.weight.zero_()
+    with pytest.raises(TruthError, match="computes numbers that are not finite"):
+        truth(big, "zero")
+    fragile = planted([[({"x": 1, "p": -1}, {"out": 1})]], ["p"])  # finite while p takes x off again
+    with torch.no_grad():
+        fragile.model.token_embedding.weight[:3, 0] *= 1e160
+        fragile.model.position_embedding.weight[:, 2] = 3e160
+        layers_of(fragile.model)[0].mlp.second.weight.mul_(1e160)
+    with pytest.raises(TruthError, match="with edges cut, planted computes numbers that are not finite") as caught:
+        truth(fragile, "zero")
+    assert "input.pos -> m0 cut: inf" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_that_leaves_nothing(limit: int) -> None:
+    with pytest.raises(TruthError, match=f"a limit of {limit} states leaves nothing to search"):
+        truth(veto(), "zero", limit=limit)
 
 
 def test_models_that_cannot_be_measured() -> None:

@@ -85,6 +85,16 @@ def test_damaged_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(TruthError, match="contradicts itself") as caught:
         Certificate.load(tampered(path, lambda d: d["necessary"].pop()))
     assert "m0 -> logits" in str(caught.value)
+    for edit in (
+        lambda d: d.update(necessary=5),
+        lambda d: d.update(necessary=[["m0 -> m1"]]),
+        lambda d: d.pop("necessary"),
+        lambda d: d.update(effects=[1.0]),
+        lambda d: d["effects"].update({"m0 -> m1": "six"}),
+    ):
+        path.write_text(text)
+        with pytest.raises(FormatError, match="is no whole certificate"):
+            Certificate.load(tampered(path, edit))
 
 
 # The check -----------------------------------------------------------------------------------------------------
@@ -100,9 +110,10 @@ def test_damaged_files_are_errors(tmp_path: Path) -> None:
         ("resample", "random"),
     ],
 )
-def test_certificates_check(fill: str, positions: str) -> None:
+def test_certificates_check(fill: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one model whose truth is unique and two whose it is not; raw and decoded."""
-    for compiled, output in ((random_model(1), "raw"), (random_model(1), "decoded"), (two_paths(), "raw")):
+    monkeypatch.setattr(verify_module, "wiring_of", wired_once)
+    for compiled, output in zip(checked_models(), ("raw", "decoded", "raw"), strict=True):
         certificate = truth(compiled, fill, positions, output=output, seed=1)
         found = verify(certificate, compiled, pairs=10, samples=5)
         assert found.circuits > len(certificate.effects)
@@ -112,7 +123,7 @@ def test_certificates_check(fill: str, positions: str) -> None:
 def test_a_check_may_try_every_pair() -> None:
     compiled = export("hist")
     found = verify(truth(compiled, "zero"), compiled, pairs=None, samples=7)
-    assert found.pairs == found.all_pairs == 6 * 12
+    assert found.pairs == found.all_pairs == 6 * 7 + 6 * 5 // 2  # with another edge, and of two necessary ones
     assert found.samples == 7
 
 
@@ -152,6 +163,16 @@ def _renamed(document: dict[str, Any]) -> None:
     document["necessary"] = [name.replace("m0 -> m1", "m0 -> m9") for name in document["necessary"]]
 
 
+def _yes_of_a_search_that_stopped(document: dict[str, Any]) -> None:
+    document["grades"]["unique"] = "yes"
+    document["search"] = "stopped"
+
+
+def _presumed_of_another(document: dict[str, Any]) -> None:
+    document["grades"].update(unique="presumed", one_minimal=True)
+    document["search"] = "unsure"
+
+
 @pytest.mark.parametrize(
     ("edit", "text"),
     [
@@ -161,17 +182,25 @@ def _renamed(document: dict[str, Any]) -> None:
         (lambda d: d["grades"].update(sufficient=False), "sufficient: False is certified, True was found"),
         (lambda d: d["grades"].update(one_minimal=True), "one_minimal: True is certified, False was found"),
         (lambda d: d["grades"].update(unique="yes"), "unique: yes is certified, no was found"),
+        (_yes_of_a_search_that_stopped, "unique is 'yes', but the search is certified as 'stopped'"),
+        (lambda d: d["grades"].update(unique="presumed"), "which only a sufficient and 1-minimal set of edges can be"),
+        (lambda d: d["grades"].update(unique="presumed"), "the search is certified as whole, which shows 'no'"),
+        (_presumed_of_another, "unique is 'presumed', but another circuit is named than the necessary edges"),
+        (lambda d: d.update(answers=18), "number of decoded answers: 18 is certified, None was given"),
         (lambda d: d["grades"].update(no_restoring_pair=True), "no_restoring_pair: True is certified, False was found"),
         (lambda d: d.update(droppable=[]), r"the necessary edges that can be dropped: \[\] is certified"),
         (lambda d: d["minimal"][0].append("m1 -> logits"), "minimal circuit 0 suffices without m1 -> logits"),
         (lambda d: d["minimal"][0].pop(), "minimal circuit 0 .1 edges. is not sufficient"),
-        (lambda d: d.update(restoring=[["m0 -> m1", "input.pos -> m0"]]), "m0, does not restore|does not restore"),
+        (
+            lambda d: d.update(restoring=[["m0 -> m1", "input.pos -> m0"]]),
+            "the pair m0 -> m1, input.pos -> m0 does not restore the output",
+        ),
         (lambda d: d.update(restoring=[["m1 -> logits", "m0 -> m1"]]), "is not one of a necessary edge and another"),
         (lambda d: d.update(restoring=[]), "cutting m1 -> logits restores the output"),
         (lambda d: d.update(nothing_kept=0.0), "the change with every edge cut: 0 is certified, 3 was measured"),
         (lambda d: d.update(necessary_kept=1e-7), "only the necessary edges kept: 1e-07 is certified"),
         (lambda d: d.update(outputs_vary=False), "the outputs vary over the inputs, the certificate says otherwise"),
-        (lambda d: d.update(rounding=1e-3), "the rounding of an output"),
+        (lambda d: d.update(size=1e3), "the largest number of an output: 1000 is certified, 3 was measured"),
         (lambda d: d["provenance"].pop(), "provenance: "),
         (lambda d: d["explained"].pop(), "the edges explained: "),
         (lambda d: d["question"].update(fill="mean"), "is certified, .* was measured"),
@@ -189,13 +218,30 @@ def test_a_tampered_certificate_fails_naming_what_differs(
     path = tampered(saved(honest()[1], tmp_path), edit)
     monkeypatch.setattr(verify_module, "wiring_of", wired_once)
     with pytest.raises(TruthError, match=text):
-        verify(Certificate.load(path), honest()[0], pairs=None if "restor" in text else 0, samples=1)
+        verify(Certificate.load(path), honest()[0], pairs=None if "cutting m1" in text else 0, samples=1)
+
+
+def test_an_effect_that_crosses_a_small_tolerance_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding forgives 1e-9, but not which edges are necessary."""
+    compiled, _ = honest()
+    monkeypatch.setattr(verify_module, "wiring_of", wired_once)
+    certificate = truth(compiled, "zero", tolerance=1e-10)
+    verify(certificate, compiled, pairs=0, samples=0)
+    lie = dataclasses.replace(certificate, effects={**certificate.effects, "input.pos -> m0": 2e-10})
+    with pytest.raises(TruthError, match=r"input\.pos -> m0: 2e-10 is certified, 0 was measured, across"):
+        verify(lie, compiled, pairs=0, samples=0)
 
 
 @cache
 def honest() -> tuple[Compiled, Certificate]:
     compiled = veto()
     return compiled, truth(compiled, "zero")
+
+
+@cache
+def checked_models() -> tuple[Compiled, ...]:
+    one = random_model(1)
+    return one, one, two_paths()
 
 
 @cache
@@ -214,10 +260,10 @@ def test_uniqueness_that_is_not_is_found_by_trying() -> None:
         grades=dataclasses.replace(certificate.grades, unique="presumed", no_restoring_pair=None),
         restoring=(),
         minimal=(certificate.necessary,),
-        minimal_is_complete=False,
+        search="stopped",
     )
     with pytest.raises(TruthError, match="is sufficient too"):
-        verify(lie, compiled, pairs=0, samples=40)
+        verify(lie, compiled, pairs=0, samples=12)
 
 
 def hidden_veto() -> Compiled:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 import voltmeter
 from voltmeter.errors import TruthError
+from voltmeter.rasp import effects
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.effects import further_cuts, run_cut, run_kept
 from voltmeter.rasp.machine import machine_of
+from voltmeter.rasp.refill import fill_values_of
 from voltmeter.rasp.setting import FILLS as FILL_NAMES
-from voltmeter.rasp.setting import Question, Setting, derangement, largest, setting_of, shuffles
-from voltmeter.rasp.verify import _fill_values
+from voltmeter.rasp.setting import Question, Setting, answers_counted, derangement, largest, setting_of, shuffles
 from voltmeter.rasp.wired import wiring_of
 from voltmeter.run.fill import FillValues
 from voltmeter.wiring.wiring import Wiring
@@ -36,7 +37,7 @@ def put(compiled: Compiled, fill: str, positions: str = "paired") -> tuple[Setti
     question = Question(fill, positions, seed=3)
     wiring = wiring_of(compiled).wiring
     tokens = compiled.model.encode(compiled.inputs)
-    return setting_of(compiled, question), wiring, _fill_values(question, compiled.model, wiring, tokens)
+    return setting_of(compiled, question), wiring, fill_values_of(question, compiled.model, wiring, tokens)
 
 
 def by_engine(compiled: Compiled, wiring: Wiring, fill: FillValues, keep: Tensor, reference: bool = False) -> Tensor:
@@ -100,6 +101,9 @@ def test_edges_that_are_skipped_do_nothing(name: str) -> None:
         everything = range(len(setting.machine.edges))
         for cut in ((), everything[::4]):
             base = run_cut(setting, cut)
+            walk = effects._Walk(setting, base)
+            inert = [edge for edge in everything if edge not in base.cut and walk.is_inert(edge)]
+            assert 0 < len(inert) < len(everything), "some are skipped, and not all"
             skipped = further_cuts(setting, base, everything)
             # Rounding only: a sum of exact zeros is added where nothing was skipped.
             torch.testing.assert_close(
@@ -141,6 +145,61 @@ def test_every_input_is_paired_with_another(count: int) -> None:
 def test_one_input_cannot_be_paired() -> None:
     with pytest.raises(TruthError, match="1 input cannot be paired with another one"):
         derangement(1, seed=0)
+
+
+def short(compiled: Compiled, count: int, length: int = 2) -> Compiled:
+    rows = tuple(row[:length] for row in compiled.inputs[:count])
+    return dataclasses.replace(compiled, inputs=rows, outputs=tuple(row[:length] for row in compiled.outputs[:count]))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "question", "text"),
+    [
+        (short(random_model(0), 1), Question("mean-position"), "the mean over 1 input at each position is that input"),
+        (
+            dataclasses.replace(random_model(0), inputs=((1,), (2,)), outputs=((0.0,), (0.0,))),
+            Question("resample", "random"),
+            "inputs of 1 token have nothing to shuffle: BOS keeps its position",
+        ),
+        (
+            dataclasses.replace(random_model(0), inputs=((1, 2), (2, 1), (1, 2)), outputs=((0.0, 0.0),) * 3),
+            Question("resample"),
+            "1 of the inputs of random 0 are given more than once\n  1 2: 2 times",
+        ),
+        (
+            random_model(0),
+            Question("zero", output="decoded", tolerance=0.2),
+            "the tolerance 0.2 is a share of the 18 decoded answers, and lets 3 of them be another\n"
+            "  give less than one answer's share, 0.0556",
+        ),
+        (random_model(0), Question("zero", output="decoded", tolerance=1 / 18), "lets 1 of them be another"),
+    ],
+)
+def test_questions_that_this_model_cannot_be_asked(compiled: Compiled, question: Question, text: str) -> None:
+    with pytest.raises(TruthError) as caught:
+        setting_of(compiled, question)
+    assert text in str(caught.value)
+
+
+def test_answers_are_counted_where_values_are_named() -> None:
+    """However many dimensions name them; a number is measured, decoded or not."""
+    model = random_model(0).model
+    decoded = Question("zero", output="decoded")
+    assert answers_counted(decoded, model, 9, 2) == 18
+    assert answers_counted(Question("zero"), model, 9, 2) is None
+    one = dataclasses.replace(model.interface, output=model.interface.output[:1], decoded=("only",))
+    number = dataclasses.replace(one, decoded=None)
+    for interface, count in ((one, 18), (number, None)):
+        model.interface = interface
+        assert answers_counted(decoded, model, 9, 2) == count
+
+
+def test_answers_that_are_not_finite_are_no_answers() -> None:
+    for output in ("raw", "decoded"):
+        setting = setting_of(random_model(0), Question("zero", output=output))
+        broken = setting.full.clone()
+        broken[3] = torch.nan
+        assert torch.isfinite(setting.changes(broken)).tolist() == [at != 3 for at in range(9)]
 
 
 def test_positions_are_shuffled_for_each_input_and_bos_stays() -> None:

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import math
 
 import pytest
 import torch
 from known_models import cancellation, export, planted, random_model, three_cancel, two_paths, veto
 
 import voltmeter
+from voltmeter.errors import TruthError
 from voltmeter.rasp import catalogue, search
-from voltmeter.rasp.antichain import NOTHING, edges_of, kept_of, minimal, unions
+from voltmeter.rasp.antichain import NOTHING, Family, edges_of, kept_of, minimal, unions
+from voltmeter.rasp.budget import Budget, SpentError
 from voltmeter.rasp.catalogue import Catalogue
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.effects import further_cuts, run_cut, run_kept
+from voltmeter.rasp.refill import fill_values_of
 from voltmeter.rasp.search import can_matter, minimal_circuits, witnesses
-from voltmeter.rasp.setting import FILLS, Question, setting_of
+from voltmeter.rasp.setting import FILLS, Question, Setting, setting_of
 from voltmeter.rasp.truth import truth
-from voltmeter.rasp.verify import _fill_values
 from voltmeter.rasp.wired import wiring_of
+
+budget_module = importlib.import_module("voltmeter.rasp.budget")
 
 PLENTY = 1_000_000
 SEEDS = (0, 9, 13, 33, 50, 75, 89)  # of 120, some whose necessary edges are not what they need
 
 
 def searched(compiled: Compiled, question: Question, limit: int = PLENTY) -> search.Found:
+    return minimal_circuits(*put(compiled, question), limit)
+
+
+def put(compiled: Compiled, question: Question) -> tuple[Setting, list[int]]:
+    """The question over all inputs, and the few that its search begins with."""
     setting = setting_of(compiled, question)
     changes = further_cuts(setting, run_cut(setting, ()), range(len(setting.machine.edges)))
-    return minimal_circuits(setting, witnesses(changes, question.tolerance), limit)
+    return setting, witnesses(changes, question.tolerance)
 
 
 def tried(compiled: Compiled, question: Question) -> tuple[frozenset[int], ...]:
     """Every minimal sufficient circuit, by running every circuit there is (of the edges into anything at all)."""
     wiring = wiring_of(compiled).wiring
     tokens = compiled.model.encode(compiled.inputs)
-    fill = _fill_values(question, compiled.model, wiring, tokens)
+    fill = fill_values_of(question, compiled.model, wiring, tokens)
     dead = {"a0.h0<q>", "a0.h0<k>", "a0.h0<v>"} | {f"a{n}.h0<{kind}>" for n in (1, 2, 3) for kind in "qkv"}
     planted_here = compiled.name == "planted"  # its heads have no weights: what they read is nothing to them
     free = [at for at, edge in enumerate(wiring.edges) if not planted_here or edge.reader not in dead]
@@ -95,9 +106,10 @@ def test_what_counts_as_the_same_does_not_change_the_answer(monkeypatch: pytest.
     ]
     for compiled, question in cases:
         found = set()
+        setting, rows = put(compiled, question)
         for same in (1e-9, 1e-12, 1e-14):
             monkeypatch.setattr(catalogue, "SAME", same)
-            found.add(frozenset(searched(compiled, question).minimal))
+            found.add(frozenset(minimal_circuits(setting, rows, PLENTY).minimal))
         assert len(found) == 1
 
 
@@ -122,9 +134,65 @@ def test_few_inputs_are_enough_and_more_are_added_where_they_are_not() -> None:
 
 def test_the_search_stops_at_its_limit() -> None:
     found = searched(export("shuffle_dyck"), Question("zero"), limit=500)
-    assert (found.complete, found.minimal) == (False, ())
-    assert found.searched > 500
+    assert (found.search, found.minimal) == ("stopped", ())
+    assert 0 < found.searched <= 500
     assert searched(export("shuffle_dyck"), Question("zero")).complete
+
+
+def test_what_is_over_the_limit_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product of readings, every union of families and every comparison is paid for before it is made."""
+    made: list[int] = []
+
+    def watched(*families: Family) -> Family:
+        made.append(math.prod(map(len, families)))
+        return unions(*families)
+
+    monkeypatch.setattr(search, "unions", watched)
+    compiled = random_model(3, layers=2, whole=False)  # dense: readings of 2, 4, 8, ... values
+    for limit in (10, 100, 1_000):
+        made.clear()
+        found = searched(compiled, Question("zero"), limit)
+        assert found.search == "stopped"
+        assert sum(made) <= found.searched <= limit
+
+
+def test_many_sets_of_edges_are_paid_for_as_they_are_compared() -> None:
+    budget = Budget(500)
+    budget.compare(30)  # as good as free
+    assert budget.spent == 0
+    budget.compare(500)
+    assert budget.spent == 250
+    with pytest.raises(SpentError):
+        budget.compare(1_000)
+    assert budget.spent == 250  # for what was done
+
+
+def test_values_in_memory_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = export("reverse")
+    assert searched(compiled, Question("zero")).complete
+    monkeypatch.setattr(budget_module, "MOST_NUMBERS", 20_000)
+    assert searched(compiled, Question("zero")).search == "stopped"
+
+
+def test_a_catalogue_keeps_rows_and_not_the_batch_they_came_in() -> None:
+    book = Catalogue(torch.zeros(3, dtype=torch.float64))
+    book.numbers(torch.zeros(1_000, 3, dtype=torch.float64))
+    assert (len(book), book.held) == (1, 3)
+    assert book.values[0].untyped_storage().nbytes() == 3 * 8
+
+
+def test_a_walk_that_exact_runs_refute_at_its_own_inputs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No input can be added, so a walk more would say the same."""
+    once = searched(export("hist"), Question("zero"))
+    setting = setting_of(export("hist"), Question("zero"))
+    monkeypatch.setattr(search, "_failed_on", lambda *_: [once.rows[0]])
+    found = minimal_circuits(setting, once.rows, PLENTY)
+    assert (found.search, found.minimal, found.searched) == ("unsure", (), once.searched)
+
+
+def test_numbers_that_are_not_finite_are_no_value() -> None:
+    with pytest.raises(TruthError, match="with some edges cut the model computes numbers that are not finite"):
+        Catalogue(torch.zeros(2)).numbers(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
 
 
 def test_edges_left_out_of_the_search_carry_nothing() -> None:

@@ -154,7 +154,7 @@ def truth(
 ) -> None:
     """Tell which edges a compiled model needs.
 
-    Cuts every edge, searches all circuits, and says of each edge that the program uses and the truth lacks, why.
+    Cuts every edge, searches all circuits, and says of each edge that the program uses and that is not necessary, why.
     """
     from voltmeter.cli import truth as this
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from voltmeter.circuit.scores import Row
 from voltmeter.cli.screen import Screen, count, duration
-from voltmeter.errors import LoadError, TruthError
+from voltmeter.errors import LoadError, OutputError, TruthError
 from voltmeter.rasp.certificate import Certificate
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.load import load_compiled
@@ -16,7 +16,7 @@ from voltmeter.rasp.truth import truth
 from voltmeter.rasp.verify import verify
 from voltmeter.wiring.load import load_model
 
-_EDGES, _CIRCUITS = 40, 3  # on one screen
+_EDGES, _CIRCUITS, _EXPLAINED = 40, 3, 20  # on one screen
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,27 @@ class Asked:
 
 
 def show_truth(asked: Asked, as_json: bool) -> None:
-    """Finds the truth and prints it. Raises LoadError, TruthError, OutputError."""
+    """Finds the truth and prints it, and only then checks and saves it: what was found is shown whatever becomes of it.
+
+    Raises LoadError, TruthError, OutputError.
+    """
     compiled = compiled_named(asked.model)
     certificate = truth(compiled, asked.fill, asked.positions, asked.tolerance, asked.output, asked.seed, asked.limit)
-    checked = _checked(certificate, compiled) if asked.check else None
-    if asked.save is not None:  # only what was checked
-        certificate.save(asked.save)
-    if as_json:
-        extra = {} if checked is None else {"verified": checked}
-        Screen.open(stdout_is_a_document=True).document(certificate.document() | extra)
-        return
-    screen = Screen.open()
-    _show(screen, certificate)
-    if checked is not None:
-        screen.line("verified", checked)
-    if asked.save is not None:
-        screen.line("saved", str(asked.save))
+    screen = Screen.open(stdout_is_a_document=as_json)
+    if not as_json:
+        _show(screen, certificate)
+    done: dict[str, str] = {}
+    try:
+        if asked.check:
+            done["verified"] = _checked(certificate, compiled)
+        if asked.save is not None:  # only what was checked
+            done["saved"] = _saved(certificate, asked.save)
+    finally:
+        if as_json:
+            screen.document(certificate.document() | done)
+        else:
+            for label, text in done.items():
+                screen.line(label, text)
 
 
 def compiled_named(spec: str) -> Compiled:
@@ -66,14 +71,20 @@ def compiled_named(spec: str) -> Compiled:
 
 def _checked(certificate: Certificate, compiled: Compiled) -> str:
     if not certificate.certified:
-        raise TruthError(
-            "there is no certificate to verify", certificate.says, "leave --verify out, or move --tolerance"
-        )
+        raise TruthError("there is no certificate to verify", mend="leave --verify out, or move --tolerance")
     done = verify(certificate, compiled)
     return (
         f"from scratch with the slow engine in {duration(done.seconds)}: {done.circuits:,} circuits, "
         f"{done.pairs:,} of {count(done.all_pairs, 'pair', 'pairs')}, {done.samples:,} random circuits"
     )
+
+
+def _saved(certificate: Certificate, file: Path) -> str:
+    try:
+        certificate.save(file)
+    except OutputError as error:
+        raise OutputError(error.problem, error.details, "give a file that can be written with --save") from error
+    return str(file)
 
 
 # On one screen
@@ -94,7 +105,7 @@ def _show(screen: Screen, it: Certificate) -> None:
     if it.necessary:
         screen.gap()
         rows = [Row.of(edge, it.effects[edge]) for edge in it.necessary]
-        screen.edges(rows[:_EDGES], max(0, len(rows) - _EDGES), in_words=True, figure="effect")
+        screen.edges(rows[:_EDGES], max(0, len(rows) - _EDGES), in_words=True, figure=_effect(it))
     others = [circuit for circuit in it.minimal if set(circuit) != set(it.necessary)]
     for number, circuit in enumerate(others[:_CIRCUITS]):
         screen.line("minimal" if number == 0 else "", ", ".join(circuit) or "no edge at all")
@@ -102,11 +113,19 @@ def _show(screen: Screen, it: Certificate) -> None:
         screen.line("", f"… {count(len(others) - _CIRCUITS, 'more minimal circuit', 'more minimal circuits')}")
     if it.explained:
         screen.gap()
-        screen.line("", f"The program uses {count(len(it.explained), 'edge', 'edges')} that the truth lacks:")
-        for each in it.explained:
+        who = "The program uses" if it.provenance_from == "program" else "The weights connect"
+        n = len(it.explained)
+        screen.line("", f"{who} {count(n, 'edge that is', 'edges that are')} not necessary:")
+        for each in it.explained[:_EXPLAINED]:
             screen.line("", f"{each.edge}: {each.why}")
+        if n > _EXPLAINED:
+            screen.line("", f"… {n - _EXPLAINED:,} more, all of them in --json")
     screen.gap()
     screen.line("took", duration(it.seconds))
+
+
+def _effect(it: Certificate) -> str:
+    return "effect" if it.answers is None else "share of the answers"
 
 
 def _output(it: Certificate) -> str:

@@ -14,7 +14,9 @@ from voltmeter.rasp.place import Layout
 from voltmeter.rasp.selectors import Aggregate, Select, SelectorWidth
 from voltmeter.rasp.semantics import apply, number
 from voltmeter.rasp.values import Values, affine, cells
-from voltmeter.rasp.weights import Head, Sum, Unit, copy, decode_width, linear, look_up, pattern, steps
+from voltmeter.rasp.weights import Head, Sum, Unit, copy, decode_width, linear, look_up, pattern, rounding, steps
+
+_MOST_ROUNDING = 1e-6  # what an output dimension may be off
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ class Builder:
             slope, constant = straight
             return linear([(self._number(node.sop), slope)], constant, self._number(node), self.layout.one)
         table = [(x, self._write(node, result)) for x, result in cells(node, self.values[node.sop])]
+        off = rounding(table, self.exactness)
+        if off > _MOST_ROUNDING:
+            raise ProgramError(
+                f"{node} would be off by up to {off:.1g}: its steps are too steep for numbers as large as it reads",
+                [f"it reads up to {max(abs(x) for x, _ in table):g}, and {_MOST_ROUNDING:g} is allowed"],
+                "scale the numbers down first, or compile with blunter steps (mlp_exactness=)",
+            )
         return steps(self._number(node.sop), table, self.layout.one, self.exactness)
 
     def _write(self, node: Sop, result: object) -> Sum:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voltmeter.errors import TruthError
+
 SAME = 1e-12
 
 
@@ -29,14 +31,25 @@ class Catalogue:
         weights = torch.rand(like.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
         self._weights = (weights / weights.abs().sum()).to(like.dtype)
         self._cells: dict[int, list[int]] = {}
+        self._size = like.numel()
         self.values: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def held(self) -> int:
+        """How many numbers are held in memory."""
+        return len(self.values) * self._size
+
     def numbers(self, values: Float[Tensor, "row *shape"]) -> list[int]:
-        """The number of each value; those not seen before get new ones."""
+        """The number of each value; new ones get the next. Raises TruthError for one that is not finite."""
         prints = (values.reshape(len(values), -1) @ self._weights).tolist()
+        if not all(map(math.isfinite, prints)):
+            raise TruthError(
+                "with some edges cut the model computes numbers that are not finite",
+                mend="look at its weights, or use another fill",
+            )
         return [self._number(value, mark) for value, mark in zip(values, prints, strict=True)]
 
     def _number(self, value: Tensor, mark: float) -> int:
@@ -46,5 +59,5 @@ class Catalogue:
                 if float((self.values[number] - value).abs().max()) <= self.within:
                     return number
         self._cells.setdefault(cell, []).append(len(self.values))
-        self.values.append(value)
+        self.values.append(value.clone())  # a row of a batch would keep the whole batch
         return len(self.values) - 1

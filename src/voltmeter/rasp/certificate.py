@@ -1,5 +1,6 @@
 """A certificate: what is true of a compiled model's circuit, in stated grades, with every figure it rests on."""
 
+import sys
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any, Literal, TypeAlias, final
 
 from voltmeter.errors import FormatError, TruthError
 from voltmeter.files import json_bytes, parse_object, plain, read_bytes, seal, unseal, write_file
+from voltmeter.rasp.budget import Search
 from voltmeter.rasp.setting import Question
 
-_KIND, _SCHEMA = "certificate", 1
+_KIND, _SCHEMA = "certificate", 2
 LEAST_GAP = 100.0
 
 Unique: TypeAlias = Literal["yes", "no", "presumed"]
@@ -25,7 +27,8 @@ class Grades:
     one_minimal         and cutting any one of N from N alone changes it
     no_restoring_pair   with one of N cut, cutting any second edge does not bring the output back (None: not searched)
     unique              yes: N is the only minimal circuit, every sufficient circuit holds it; no: it is not;
-                        presumed: the search stopped at its limit, after ``searched`` states
+                        presumed: N is sufficient and 1-minimal, and the search, of ``searched`` states, did not
+                        decide (it stopped at its limit, or rounding could have: ``Certificate.search``)
     """
 
     sufficient: bool
@@ -51,9 +54,11 @@ class Certificate:
     """The truth about one compiled model, for one question. Made by ``truth``; ``verify`` checks it from scratch.
 
     ``effects``: for every edge of the wiring, in its order, how much cutting it alone changes the output. ``minimal``:
-    the circuits that suffice and of which no part does; all of them if ``minimal_is_complete``. ``restoring``: pairs
-    (necessary, second) whose cut together changes nothing. ``nothing_kept``: the output's change with every edge cut;
-    ``necessary_kept``: with all but N cut. ``model`` and ``inputs`` are digests. ``seconds``: what it took.
+    the circuits that suffice and of which no part does; all of them if ``search`` is "whole" (else it was "stopped" by
+    its limit, or "unsure": rounding could have decided, as for an effect within 10% of τ). ``restoring``: pairs
+    (necessary, second), each once, whose cut together changes nothing. ``nothing_kept``: the output's change with every
+    edge cut; ``necessary_kept``: with all but N cut. Changes are of a number of the output; where ``answers`` says how
+    many decoded answers there are, shares of those. ``model`` and ``inputs`` are digests. ``seconds``: what it took.
     """
 
     name: str
@@ -67,13 +72,14 @@ class Certificate:
     effects: dict[str, float]
     grades: Grades
     minimal: Circuits
-    minimal_is_complete: bool
+    search: Search
     restoring: Circuits
     droppable: tuple[str, ...]  # edges of N, each of which N does without
     nothing_kept: float
     necessary_kept: float
     outputs_vary: bool  # over the inputs
-    rounding: float  # of an output: effects under it are none
+    answers: int | None
+    size: float  # the largest number of an output
     provenance: tuple[str, ...]
     provenance_from: Literal["program", "weights"]
     explained: tuple[Explained, ...]
@@ -84,6 +90,16 @@ class Certificate:
     def necessary(self) -> tuple[str, ...]:
         """The edges whose cut alone changes the output, in the wiring's order."""
         return tuple(edge for edge, effect in self.effects.items() if effect > self.question.tolerance)
+
+    @property
+    def rounding(self) -> float:
+        """Of an output: effects under it are none."""
+        return sys.float_info.epsilon * max(1.0, self.size)
+
+    @property
+    def minimal_is_complete(self) -> bool:
+        """Whether ``minimal`` are all minimal circuits there are."""
+        return self.search == "whole"
 
     @cached_property
     def weakest(self) -> tuple[str, float] | None:
@@ -101,25 +117,40 @@ class Certificate:
     def gap(self) -> float | None:
         """The smallest necessary effect over the largest unnecessary one (or ``rounding``, where that is more).
 
-        None where no edge is necessary.
+        None where no edge is necessary, and of counted answers: an edge changes one of those or none.
         """
-        if self.weakest is None:
+        if self.weakest is None or self.answers is not None:
             return None
         return self.weakest[1] / (self.rounding if self.strongest_other is None else self.strongest_other[1])
 
     @cached_property
     def leaks(self) -> tuple[str, ...]:
         """Necessary edges whose effects lie at least 100 times below all the others': a larger τ would drop them."""
+        if self.answers is not None:  # no τ may lie between
+            return ()
         ordered = sorted(self.necessary, key=lambda edge: self.effects[edge])
         for count in range(len(ordered) - 1, 0, -1):
             if self.effects[ordered[count]] >= LEAST_GAP * self.effects[ordered[count - 1]]:
                 return tuple(edge for edge in self.necessary if edge in ordered[:count])
         return ()
 
+    @cached_property
+    def below(self) -> float | None:
+        """Where no edge is necessary, the largest change within τ: by one cut, or by all. None: rounding only."""
+        if self.necessary or self.answers is not None:
+            return None
+        hidden = (*self.effects.values(), self.nothing_kept)
+        return max((change for change in hidden if self.rounding < change <= self.question.tolerance), default=None)
+
     @property
     def certified(self) -> bool:
-        """Whether the gap is wide enough for τ to be no choice."""
-        return self.gap is None or self.gap >= LEAST_GAP
+        """Whether τ is no choice: the gap is wide enough.
+
+        Where nothing is necessary, τ stands for the least effect, and may itself be no more than a leak of the outputs.
+        """
+        if self.gap is not None:
+            return self.gap >= LEAST_GAP
+        return self.below is None or self.below <= self.question.tolerance / LEAST_GAP <= self.size / LEAST_GAP**2
 
     @property
     def says(self) -> tuple[str, ...]:
@@ -131,6 +162,9 @@ class Certificate:
     def document(self) -> dict[str, Any]:
         """Plain data, as ``voltmeter truth --json`` prints it."""
         return {
+            "program": self.name,
+            "question": self.question.as_dict(),
+            "n_inputs": self.n_inputs,
             "n_edges": len(self.effects),
             "necessary": list(self.necessary),
             "minimal": [list(circuit) for circuit in self.minimal],
@@ -141,6 +175,8 @@ class Certificate:
             "certified": self.certified,
             "leaks": list(self.leaks),
             "minimal_is_complete": self.minimal_is_complete,
+            "search": self.search,
+            "answers": self.answers,
             "says": list(self.says),
         }
 
@@ -149,15 +185,10 @@ class Certificate:
     def save(self, path: Path | str) -> None:
         """Write the certificate, whole or not at all.
 
-        Raises TruthError where the gap is under 100 (there is no certificate then), OutputError where the file cannot
-        be written.
+        Raises TruthError where there is no certificate (``certified``), OutputError where the file cannot be written.
         """
         if not self.certified:
-            raise TruthError(
-                f"there is no certificate of {self.name}: its gap is {self.gap:.3g}, at least {LEAST_GAP:g} is needed",
-                [f"{edge}: {effect:.3g}" for edge, effect in filter(None, (self.weakest, self.strongest_other))],
-                "move the tolerance between other effects (certificate.effects), or use another fill",
-            )
+            raise self._refusal()
         content = {each.name: getattr(self, each.name) for each in fields(self)}
         content |= {
             "question": self.question.as_dict(),
@@ -168,6 +199,22 @@ class Certificate:
         }
         write_file(path, json_bytes(seal(plain(content, _KIND), _KIND, _SCHEMA)))
 
+    def _refusal(self) -> TruthError:
+        shown = [f"{edge}: {effect:.3g}" for edge, effect in filter(None, (self.weakest, self.strongest_other))]
+        if self.gap is None:
+            return TruthError(
+                f"there is no certificate of {self.name}: no edge is necessary, "
+                f"and the tolerance {self.question.tolerance:g} hides a change of {self.below:.3g} "
+                f"in outputs of up to {self.size:.3g}",
+                shown,
+                "give a smaller tolerance, or use another fill",
+            )
+        return TruthError(
+            f"there is no certificate of {self.name}: its gap is {self.gap:.3g}, at least {LEAST_GAP:g} is needed",
+            shown,
+            "move the tolerance between other effects (certificate.effects), or use another fill",
+        )
+
     @classmethod
     def load(cls, path: Path | str) -> "Certificate":
         """Read a certificate. Raises LoadError, or FormatError where the file is damaged or something else."""
@@ -175,12 +222,14 @@ class Certificate:
         content = unseal(parse_object(read_bytes(path), where), _KIND, _SCHEMA, where)
         try:
             made = cls(**{each.name: _READ.get(each.name, _same)(content[each.name]) for each in fields(cls)})
+            told = list(content["necessary"])
+            differ = sorted(map(str, set(made.necessary) ^ set(told)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{where} is no whole certificate ({type(error).__name__}: {error})") from error
-        if list(made.necessary) != content.get("necessary"):
+        if list(made.necessary) != told:
             raise TruthError(
                 f"{where} contradicts itself: its necessary edges are not those whose effect is over its tolerance",
-                sorted(set(made.necessary) ^ set(content.get("necessary") or ())),
+                differ,
             )
         return made
 

@@ -86,7 +86,8 @@ def compare(
     ``scale`` multiplies the handcrafted outputs before KL: a one-hot of size 1 is a poor logit. Costs one pass of each.
 
     Raises:
-        ProgramError: inputs that the handcrafted model does not take, outputs of another shape, or nothing counted.
+        ProgramError: inputs that the handcrafted model does not take, outputs of another shape or that are not finite,
+            a model in training mode, or nothing counted.
     """
     ours, theirs = _outputs(handcrafted, other, inputs)
     return _compared(handcrafted, ours, theirs, inputs, _counted(ours, counted), scale, tolerance)
@@ -201,6 +202,7 @@ def _outputs(
 ) -> tuple[Tensor, Tensor]:
     """What both give, [input, pos, output], BOS's position first."""
     tokens = handcrafted.encode(inputs)
+    _check_mode(handcrafted, other)
     with torch.no_grad():
         ours, theirs = handcrafted(tokens).double(), other(tokens).double()
     if ours.shape != theirs.shape:
@@ -208,7 +210,28 @@ def _outputs(
             f"the other model gives outputs {list(theirs.shape)}, and {handcrafted.interface.name} {list(ours.shape)}",
             mend="both give [input, position, output], BOS's position included, with the same output dimensions",
         )
+    _check_finite(handcrafted.interface.name, ours, inputs)
+    _check_finite("the other model", theirs, inputs)
     return ours, theirs
+
+
+def _check_mode(*models: nn.Module) -> None:
+    if any(module.training for model in models for module in model.modules()):
+        raise ProgramError(
+            "a model that is compared is in training mode, in which chance and batches change its outputs",
+            mend="call .eval() on it",
+        )
+
+
+def _check_finite(name: str, outputs: Tensor, inputs: Sequence[Sequence[Value]]) -> None:
+    """NaN agrees with nothing, and yet has a largest entry."""
+    wrong = [at for at, row in enumerate(outputs[:, 1:].flatten(1).isfinite().all(1).tolist()) if not row]
+    if wrong:
+        raise ProgramError(
+            f"{name} gives outputs that are not finite for {len(wrong)} of {len(inputs)} inputs",
+            [f"input {tuple(inputs[at])}" for at in wrong],
+            "check its weights",
+        )
 
 
 def _counted(outputs: Tensor, counted: Tensor | None) -> Tensor:

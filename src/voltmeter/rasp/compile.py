@@ -76,9 +76,10 @@ def compile_program(
             on 64 drawn from all).
 
     Raises:
-        ProgramError: an aggregate selects several different categories, a function fails on a value that can reach it,
-            there are too many values, or too close ones, to look up; the vocabulary is empty, repeats a token or has
-            BOS in it; ``coldness`` or ``mlp_exactness`` is not above zero.
+        ProgramError: an aggregate selects several different categories, a function fails on a value that can reach it
+            or tells equal ones apart (1 and True), there are too many values to look up, too close or too large ones
+            for float64 to keep outputs to 1e-6; the vocabulary is empty, repeats a token or has BOS in it;
+            ``coldness`` or ``mlp_exactness`` is not above zero.
     """
     limits = limits_of(vocabulary, max_length, bos)
     _check_steepness(coldness=coldness, mlp_exactness=mlp_exactness)

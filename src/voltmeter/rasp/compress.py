@@ -20,7 +20,7 @@ from voltmeter.errors import ProgramError
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.components import run_components
 from voltmeter.rasp.model import CompiledTransformer, layers_of
-from voltmeter.rasp.variants import Variant, defined_positions, finish, mapped_weights, mixed_labels
+from voltmeter.rasp.variants import Variant, defined_positions, finish, mapped_weights, mixed
 
 _NEGLIGIBLE = 1e-9  # of the largest singular value; what float64 leaves of zero is 1e-14 of it
 
@@ -166,11 +166,7 @@ def _turned(maps: Maps, seed: int) -> Maps:
 
 def _rebuild(model: CompiledTransformer, encode: Tensor, decode: Tensor) -> CompiledTransformer:
     width = len(encode)
-    face = dataclasses.replace(
-        model.interface,
-        labels=mixed_labels(width),
-        output=tuple(at % width for at in range(len(model.interface.output))),  # what is loaded next is what counts
-    )
+    face = mixed(model.interface, width)
     made = CompiledTransformer(dataclasses.replace(model.shape, d_model=width), face, model.unembedding.weight.dtype)
     made.load_state_dict(mapped_weights(model, encode, decode))
     return made

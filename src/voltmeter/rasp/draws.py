@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from voltmeter.rasp.functions import ADD, BEFORE, MOD, MUL, SUB, Bound, Predicate
+from voltmeter.rasp.functions import ADD, BEFORE, MOD, MUL, SUB, Bound, Named, Predicate
 from voltmeter.rasp.language import (
     EQ,
     GEQ,
@@ -59,14 +59,14 @@ Operand: TypeAlias = Callable[[Callable[[Drawn], bool]], Drawn]
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Named):
     """A function given by its table, of one value or two; ``other`` is its result for what the table lacks."""
 
     table: tuple[tuple[tuple[Value, ...], Value], ...]
     other: Value
 
     @property
-    def __name__(self) -> str:
+    def name(self) -> str:
         if len(self.table) > 4:
             return f"table of {len(self.table)}"
         return "{" + ", ".join(f"{'/'.join(map(str, given))}: {result}" for given, result in self.table) + "}"

@@ -9,11 +9,11 @@ from torch import Tensor
 from voltmeter.rasp.catalogue import SAME
 from voltmeter.rasp.certificate import Explained
 from voltmeter.rasp.effects import Base, further_cuts, run_cut
-from voltmeter.rasp.setting import Setting
+from voltmeter.rasp.setting import Setting, change_in_words
 
 KINDS = {
     "constant writer": "what the writer writes is what the cut edge carries, on every input",
-    "ignored": "it varies, but the reader's weights do not touch what varies",
+    "ignored": "the writer writes something else than the cut edge carries, in what the reader does not read",
     "constant reader": "what the reader's component writes is the same on every input",
     "absorbed": "the reader's component writes the same with and without it",
     "redundant": "another edge does as well: cutting both changes the output",
@@ -33,17 +33,19 @@ def explain(
 ) -> tuple[Explained, ...]:
     """Say of each of ``edges``, which is not necessary, why. ``base``: the uncut run; ``effects``: of every edge.
 
-    ``others``: the edges that may make one redundant, none of them necessary; where that is more than ``limit`` pairs
-    no edge is called redundant. Cost: one evaluation of a component per edge, and a batch of second cuts for those that
-    change what their reader makes.
+    ``others``: the edges that may make one redundant, none of them necessary; where that is more than ``limit``
+    pairs none is tried, and it is said of each edge that none was. Cost: one evaluation of a component per edge,
+    and a batch of second cuts for those that change what their reader makes.
     """
-    explainer = _Explainer(setting, base, effects, others if len(edges) * len(others) <= limit else ())
+    explainer = _Explainer(setting, base, effects, others if len(edges) * len(others) <= limit else None)
     return tuple(explainer.explained(edge) for edge in edges)
 
 
 @final
 class _Explainer:
-    def __init__(self, setting: Setting, base: Base, effects: Sequence[float], others: Sequence[int]) -> None:
+    """``others`` is None where they are too many to be tried."""
+
+    def __init__(self, setting: Setting, base: Base, effects: Sequence[float], others: Sequence[int] | None) -> None:
         self.setting, self.machine, self.base = setting, setting.machine, base
         self.effects, self.others = effects, others
 
@@ -53,39 +55,50 @@ class _Explainer:
 
     def _reason(self, edge: int) -> tuple[str, str]:
         writer, at, reader = self.machine.ends[edge]
-        part, name = self.machine.parts[at], self.machine.writers[writer]
+        part = self.machine.parts[at]
         moved = self.base.outs[writer] - self.setting.fills[writer]
         if _is_rounding(moved, self.base.outs[writer]):
-            return "constant writer", f"{self._constant(name)}, which is what the cut edge carries"
+            return "constant writer", self._same_as_cut(writer)
         share = moved @ part.readers[reader].weight.T
         if _is_rounding(share, self.base.outs[writer]):
-            return "ignored", f"{name} varies, but {part.readers[reader].name} does not read what varies"
+            what = "what varies" if self._varies(writer) else "the difference"
+            return "ignored", f"{self._differs(writer)}, but {part.readers[reader].name} does not read {what}"
         other = self._other(edge)
         if other is not None:
-            return "redundant", f"{other[0]} does as well: cutting both changes the output by {other[1]:.3g}"
+            changed = change_in_words(other[1], self.setting.answers)
+            return "redundant", f"{other[0]} does as well: cutting both changes {changed}"
+        kind, why = self._passed_on(edge, share)
+        return kind, why + ("; whether another edge does as well was not tried" if self.others is None else "")
+
+    def _passed_on(self, edge: int, share: Tensor) -> tuple[str, str]:
+        """How far the change comes; ``share``: what the cut changes in what its reader reads."""
+        writer, at, _ = self.machine.ends[edge]
         if at == len(self.machine.parts) - 1:  # the answer has no result of its own: what it reads is the output
             return self._beyond(edge, float(share.abs().max()))
-        change = self._change(edge)
-        if _is_rounding(change, self.base.outs[2 + at]):
-            if self._is_constant(2 + at):
-                return "constant reader", f"{name} varies, but {part.name} writes the same for every input all the same"
-            return "absorbed", f"{name} varies, but {part.name} writes the same with the edge and without"
-        return self._beyond(edge, float(change.abs().max()))
+        change, part = self._change(edge), self.machine.parts[at]
+        if not _is_rounding(change, self.base.outs[2 + at]):
+            return self._beyond(edge, float(change.abs().max()))
+        if self._varies(2 + at):
+            return "absorbed", f"{self._differs(writer)}, but {part.name} writes the same with the edge and without"
+        same = f"{part.name} writes the same for every input all the same"
+        return "constant reader", f"{self._differs(writer)}, but {same}"
 
-    def _constant(self, name: str) -> str:
+    def _same_as_cut(self, writer: int) -> str:
+        name = self.machine.writers[writer]
         if self.setting.question.fill == "zero":
-            return f"{name} writes nothing"
-        constant = self._is_constant(self.machine.writers.index(name))
-        return (
-            f"{name} writes the same for every input"
-            if constant
-            else f"{name} writes the same at every corrupted input"
-        )
+            return f"{name} writes nothing, which is what the cut edge carries"
+        if self._varies(writer):  # with the input: then the fill does too, as only a corrupted run's does
+            return f"{name} writes for every input what it writes for the one it is paired with"
+        return f"{name} writes the same for every input, which is what the cut edge carries"
 
-    def _is_constant(self, writer: int) -> bool:
-        """Whether what a writer writes does not depend on the input."""
+    def _differs(self, writer: int) -> str:
+        name = self.machine.writers[writer]
+        return f"{name} varies" if self._varies(writer) else f"{name} writes something else than the cut edge carries"
+
+    def _varies(self, writer: int) -> bool:
+        """Whether what a writer writes depends on the input."""
         out = self.base.outs[writer]
-        return _is_rounding(out - out[:1], out)
+        return not _is_rounding(out - out[:1], out)
 
     def _change(self, edge: int) -> Tensor:
         """What cutting the edge changes in what its reader's component writes."""
@@ -97,10 +110,10 @@ class _Explainer:
     def _other(self, edge: int) -> tuple[str, float] | None:
         """Another edge that is not necessary either, whose cut together with this one changes the output most."""
         tolerance = self.setting.question.tolerance
-        others = [other for other in self.others if other != edge]
+        others = [other for other in self.others or () if other != edge]
         if not others:
             return None
-        both = further_cuts(self.setting, run_cut(self.setting, [edge]), others).amax(-1)
+        both = self.setting.over_inputs(further_cuts(self.setting, run_cut(self.setting, [edge]), others))
         worst = int(both.argmax())
         figure = float(both[worst])
         return (self.machine.edges[others[worst]], figure) if figure > tolerance else None
@@ -110,7 +123,8 @@ class _Explainer:
         effect, tolerance = self.effects[edge], self.setting.question.tolerance
         if effect <= SAME:
             part = self.machine.parts[self.machine.ends[edge][1]].name
-            return "lost", f"without it {part} changes by up to {change:.3g}, and nothing after passes that on"
+            end = "nothing after passes that on" if self.setting.answers is None else "no answer becomes another"
+            return "lost", f"without it {part} changes by up to {change:.3g}, and {end}"
         return "below tolerance", f"it changes the output by {effect:.3g}, within the tolerance {tolerance:g}"
 
 

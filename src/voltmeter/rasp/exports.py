@@ -2,16 +2,13 @@
 
 The names are those of tracr's own parameters (``transformer/layer_0/attn/query/w`` [in, out], ...). tracr's files say
 neither which residual dimensions hold the answer nor what the program's dataflow is: the first is found by the
-program's name among the labels, the second stays unknown. Ours say both, and that their scores are not to be divided
-by √key_size (tracr's are), so that weights come back bit for bit.
+program's name among the labels (document.py), the second stays unknown. Ours say both, and that their scores are not
+to be divided by √key_size (tracr's are), so that weights come back bit for bit.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +18,10 @@ from torch import Tensor
 from voltmeter.errors import FormatError, LoadError
 from voltmeter.files import json_bytes, parse_object, plain, read_bytes, write_directory
 from voltmeter.rasp.compiled import Compiled
-from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value, value_of
+from voltmeter.rasp.document import Document, check_document, interface_of
+from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value
 
 WEIGHTS, PROGRAM = "weights.safetensors", "program.json"
-PAD = "compiler_pad"
 _UNEMBEDDING = "unembed/w"  # ours alone: tracr's models end at the residual stream
 _FLOAT32 = 1e-6  # tracr's recorded numbers were computed in float32
 _LAYER = {  # name in a layer of ours -> name in a layer of tracr's; weights [out, in] here, [in, out] there
@@ -35,26 +32,7 @@ _LAYER = {  # name in a layer of ours -> name in a layer of tracr's; weights [ou
     "mlp.first": "mlp/linear_1",
     "mlp.second": "mlp/linear_2",
 }
-
-Document: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A key of ``program.json`` and the Python types its value may have."""
-
-    name: str
-    kinds: tuple[type, ...]
-
-
-_KEYS = (
-    *(_Key(name, (int,)) for name in ("max_seq_len", "num_layers", "num_heads", "key_size", "mlp_hidden_size")),
-    *(_Key(name, (str,)) for name in ("name", "bos", "activation")),
-    *(_Key(name, (bool,)) for name in ("causal", "layer_norm")),
-    *(_Key(name, (list,)) for name in ("vocab", "residual_labels", "inputs", "outputs")),
-    _Key("encoding", (dict,)),
-    _Key("output_encoding", (dict, type(None))),
-)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_export(directory: Path | str, *, check: bool = True) -> Compiled:
@@ -65,15 +43,18 @@ def load_export(directory: Path | str, *, check: bool = True) -> Compiled:
 
     Raises:
         LoadError: a file is missing or damaged, the output variable cannot be told, or outputs are not reproduced.
-        FormatError: the two files do not fit together, or ask for what a compiled model here has not (layer norm).
+        FormatError: ``program.json`` is damaged, the two files do not fit together, or they ask for what a compiled
+            model has not (layer norm).
     """
     where = Path(directory)
     document = parse_object(read_bytes(where / PROGRAM), str(where / PROGRAM))
-    _check_document(document, where / PROGRAM)
+    check_document(document, f"{where / PROGRAM} is damaged")
+    interface = interface_of(document, where / PROGRAM)
     weights = _weights(where / WEIGHTS)
-    interface = _interface(document, where / PROGRAM)
-    model = CompiledTransformer(_shape(document, weights, where), interface)
-    _fill(model, document, weights, where)
+    shape = _shape(document, weights, where)
+    _check_weights(shape, interface, weights, where)
+    model = CompiledTransformer(shape, interface)
+    _fill(model, weights, divided=document.get("scores_divided", True))
     made = Compiled(
         interface.name,
         model,
@@ -93,12 +74,19 @@ def save_export(compiled: Compiled, directory: Path | str, *, output_tolerance: 
 
     Raises:
         OutputError: the directory cannot be written, or is not empty.
-        FormatError: something a file cannot keep, such as two tokens with one spelling.
+        FormatError: something a file cannot keep, such as two tokens with one spelling, or that ``load_export`` would
+            refuse, such as an input that stands twice.
     """
+    _check_spellings(compiled.model.interface)
+    document = plain(_document(compiled, output_tolerance), PROGRAM)
+    check_document(document, f"{compiled.name} cannot be kept in a file")
+    weights = {name: tensor.contiguous() for name, tensor in _named(compiled.model).items()}
+    write_directory(directory, {PROGRAM: json_bytes(document), WEIGHTS: save(weights)})
+
+
+def _document(compiled: Compiled, output_tolerance: float) -> Document:
     face, shape = compiled.model.interface, compiled.model.shape
-    _check_spellings(face)
-    labels = [face.labels[at] for at in face.output]
-    document = {
+    return {
         "name": compiled.name,
         "vocab": face.vocabulary,
         "max_seq_len": face.max_length,
@@ -115,7 +103,7 @@ def save_export(compiled: Compiled, directory: Path | str, *, output_tolerance: 
         "activation": "relu",
         "scores_divided": False,
         "residual_labels": face.labels,
-        "output_labels": labels,
+        "output_labels": face.output_labels,
         "output_dimensions": face.output,
         "output_values": face.decoded,
         "output_tolerance": output_tolerance,
@@ -123,11 +111,6 @@ def save_export(compiled: Compiled, directory: Path | str, *, output_tolerance: 
         "inputs": compiled.inputs,
         "outputs": compiled.outputs,
     }
-    files = {
-        PROGRAM: json_bytes(plain(document, PROGRAM)),
-        WEIGHTS: save({name: tensor.contiguous() for name, tensor in _named(compiled.model).items()}),
-    }
-    write_directory(directory, files)
 
 
 def _named(model: CompiledTransformer) -> dict[str, Tensor]:
@@ -156,37 +139,6 @@ def _check_spellings(face: Interface) -> None:
             raise FormatError(f"{face.name} has {what} that a file cannot tell apart", twice, "rename one of each")
 
 
-# Reading -----------------------------------------------------------------------------------------------------
-
-
-def _check_document(document: Document, path: Path) -> None:
-    missing = [key.name for key in _KEYS if key.name not in document]
-    if missing:
-        raise FormatError(f"{path} is no compiled program", [f"it has no {name}" for name in missing])
-    wrong = [
-        f"{key.name} is {json.dumps(document[key.name])[:60]}"
-        for key in _KEYS
-        if type(document[key.name]) not in key.kinds
-    ]
-    if wrong:
-        raise FormatError(f"{path} is damaged: {len(wrong)} of its values are of the wrong kind", wrong)
-    rows = [*document["inputs"], *document["outputs"]]
-    if not all(isinstance(row, list) for row in rows) or len(document["inputs"]) != len(document["outputs"]):
-        counts = f"{len(document['inputs'])} inputs, {len(document['outputs'])} outputs"
-        raise FormatError(f"{path} is damaged: inputs and outputs are not two lists of as many rows", [counts])
-    if document["layer_norm"] or document["activation"] != "relu":
-        raise FormatError(
-            f"{path} asks for a transformer that compiled models here are not",
-            [f"layer_norm {document['layer_norm']}, activation {document['activation']!r}"],
-            "compile it without layer norm, and with ReLU MLPs",
-        )
-    unplaced = [
-        repr(token) for token in (*document["vocab"], document["bos"]) if str(token) not in document["encoding"]
-    ]
-    if unplaced:
-        raise FormatError(f"{path} gives {len(unplaced)} tokens no row of the embedding", unplaced)
-
-
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
         return load(read_bytes(path))
@@ -202,6 +154,17 @@ def _shape(document: Document, weights: Mapping[str, Tensor], where: Path) -> Sh
     if any(table is None or table.dim() != 2 for table in tables):
         raise FormatError(f"{where / WEIGHTS} has no token and position embeddings", sorted(weights)[:8])
     tokens, positions = (table for table in tables if table is not None)
+    wrong = [
+        f"encoding: the row {row} of the token {token!r} is none of {len(tokens)}"
+        for token, row in document["encoding"].items()
+        if row >= len(tokens)
+    ]
+    if len(positions) <= document["max_seq_len"]:
+        wrong.append(f"max_seq_len: {len(positions)} positions do not hold BOS and {document['max_seq_len']} tokens")
+    if document["num_layers"] > len(weights):
+        wrong.append(f"num_layers: {len(weights)} weights do not make {document['num_layers']} layers")
+    if wrong:
+        raise _apart(where, wrong)
     return Shape(
         rows=len(tokens),
         positions=len(positions),
@@ -214,107 +177,65 @@ def _shape(document: Document, weights: Mapping[str, Tensor], where: Path) -> Sh
     )
 
 
-def _fill(model: CompiledTransformer, document: Document, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Copy every weight to its place. Raises FormatError listing all that are missing, unknown or of another shape."""
-    places = _named(model)
-    optional = {_UNEMBEDDING}
+def _apart(where: Path, wrong: list[str]) -> FormatError:
+    return FormatError(f"{where}: {WEIGHTS} and {PROGRAM} do not fit together", wrong)
+
+
+def _check_weights(shape: Shape, face: Interface, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Raise FormatError listing all that are missing, unknown, of another shape or kind, or not finite.
+
+    Before a model is made: a damaged size must not ask for more memory than the file's own weights take.
+    """
+    places = dict(_places(shape, len(face.output_labels)))
+    optional = {_UNEMBEDDING} if face.output else set()  # without it, outputs are dimensions
     wrong = [f"missing: {name}" for name in places if name not in weights and name not in optional]
     wrong += [f"unknown: {name}" for name in weights if name not in places]
-    wrong += [
-        f"{name} is {list(weights[name].shape)}, {list(place.shape)} was expected"
-        for name, place in places.items()
-        if name in weights and weights[name].shape != place.shape
-    ]
-    wrong += [f"{name} is not finite" for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
-    wrong += [
-        f"the row {row!r} of the token {token!r} is none of {model.shape.rows}"
-        for token, row in document["encoding"].items()
-        if type(row) is not int or not 0 <= row < model.shape.rows
-    ]
-    if model.shape.positions <= document["max_seq_len"]:
-        wrong.append(f"{model.shape.positions} positions do not hold BOS and {document['max_seq_len']} tokens")
+    for name, place in places.items():
+        if name not in weights:
+            continue
+        weight = weights[name]
+        if tuple(weight.shape) != place:
+            wrong.append(f"{name} is {list(weight.shape)}, {list(place)} was expected ({_sizes(shape)})")
+        elif weight.dtype not in _FLOATS:
+            wrong.append(f"{name} is {weight.dtype}, floats were expected".replace("torch.", ""))
+        elif not bool(torch.isfinite(weight).all()):
+            wrong.append(f"{name} is not finite")
     if wrong:
-        raise FormatError(f"{where}: {WEIGHTS} and {PROGRAM} do not fit together", wrong)
-    divided = document.get("scores_divided", True)
-    scale = 1 / math.sqrt(document["key_size"]) if divided else 1.0
-    with torch.no_grad():
-        for name, place in places.items():
-            if name in weights:
-                place.copy_(weights[name].double() * (scale if "/attn/query/" in name else 1.0))
+        raise _apart(where, wrong)
 
 
-def _interface(document: Document, path: Path) -> Interface:
-    encoding = document["encoding"]
-    pad = document.get("pad", PAD)
-    rows: dict[Value, int] = {token: encoding[str(token)] for token in document["vocab"]}
-    for special in (document["bos"], pad):
-        if str(special) in encoding:
-            rows[special] = encoding[str(special)]
-    dimensions, decoded = _output(document, path)
-    return Interface(
-        name=document["name"],
-        vocabulary=tuple(document["vocab"]),
-        rows=rows,
-        bos=document["bos"],
-        pad=pad,
-        max_length=document["max_seq_len"],
-        labels=tuple(document["residual_labels"]),
-        output=dimensions,
-        decoded=decoded,
+def _sizes(shape: Shape) -> str:
+    return (
+        f"{shape.d_model} residual_labels, num_heads {shape.heads}, key_size {shape.d_head}, "
+        f"mlp_hidden_size {shape.d_mlp}"
     )
 
 
-def _output(document: Document, path: Path) -> tuple[tuple[int, ...], tuple[Value, ...] | None]:
-    """The residual dimensions that hold the answer, and the value each stands for (None: one number)."""
-    labels: Sequence[str] = document["residual_labels"]
-    if "output_dimensions" in document:
-        dimensions, values = document["output_dimensions"], document.get("output_values")
-        said = [labels[at] if type(at) is int and 0 <= at < len(labels) else at for at in dimensions]
-        if said != document.get("output_labels") or (values is not None and len(values) != len(dimensions)):
-            raise FormatError(
-                f"{path} is damaged: its output dimensions, labels and values disagree",
-                [f"dimensions {dimensions}", f"labels {document.get('output_labels')}", f"values {values}"],
-            )
-        return tuple(dimensions), None if values is None else tuple(values)
-    encoding = document["output_encoding"]
-    variable = _output_variable(document, path)
-    if encoding is None:
-        return (labels.index(variable),), None
-    spelled = sorted(encoding, key=lambda value: int(encoding[value]))
-    return tuple(labels.index(f"{variable}:{text}") for text in spelled), tuple(_values(spelled, document))
+def _places(shape: Shape, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every weight's name in the file, with its shape there."""
+    wide, inner = shape.d_model, shape.heads * shape.d_head
+    yield "token_embed/embeddings", (shape.rows, wide)
+    yield "pos_embed/embeddings", (shape.positions, wide)
+    yield _UNEMBEDDING, (wide, outputs)
+    projections = {
+        "mlp.first": (wide, shape.d_mlp),
+        "mlp.second": (shape.d_mlp, wide),
+        "attention.output": (inner, wide),
+    }
+    for number in range(shape.layers):
+        for ours, theirs in _LAYER.items():
+            given, made = projections.get(ours, (wide, inner))
+            yield f"transformer/layer_{number}/{theirs}/w", (given, made)
+            yield f"transformer/layer_{number}/{theirs}/b", (made,)
 
 
-def _output_variable(document: Document, path: Path) -> str:
-    """The variable named as the program (``reverse_1`` of reverse, ``sort_14`` of sort_unique) whose values fit."""
-    name, encoding = document["name"], document["output_encoding"]
-    wanted = None if encoding is None else set(encoding)
-    groups: dict[str, set[str]] = {}
-    for label in document["residual_labels"]:
-        variable, colon, value = label.partition(":")
-        groups.setdefault(variable, set()).update([value] if colon else [])
-    named = [group for group in groups if _is_called(group, name)]
-    fitting = [group for group in named if groups[group] == (wanted or set())]
-    if len(fitting) != 1:
-        raise LoadError(
-            f"{path} does not say which variable is its output: {len(fitting)} are called as '{name}' is "
-            f"and take the values {'of a number' if wanted is None else ', '.join(sorted(wanted))}",
-            [f"{group}: {', '.join(sorted(groups[group])) or 'a number'}" for group in (fitting or groups)],
-            "say so in program.json: output_dimensions, output_labels and output_values",
-        )
-    return fitting[0]
-
-
-def _is_called(variable: str, name: str) -> bool:
-    """tracr numbers variables (``frac_prevs_7``), and the export's name may go on (``frac_prevs_x``)."""
-    stem, _, number = variable.rpartition("_")
-    return number.isdigit() and bool(stem) and (name == stem or name.startswith(stem + "_"))
-
-
-def _values(spelled: Sequence[str], document: Document) -> list[Value]:
-    """Values from their spellings: as they stand in the recorded outputs or the vocabulary, else as they look."""
-    known: dict[str, Value] = {str(token): token for token in document["vocab"]}
-    known |= {str(value): value for row in document["outputs"] for value in row}
-    return [known[text] if text in known else value_of(text) for text in spelled]
+@torch.no_grad()
+def _fill(model: CompiledTransformer, weights: Mapping[str, Tensor], divided: bool) -> None:
+    """Copy every weight to its place; ``divided``: scores are divided by √d_head where these come from."""
+    scale = 1 / math.sqrt(model.shape.d_head) if divided else 1.0
+    for name, place in _named(model).items():
+        if name in weights:
+            place.copy_(weights[name].double() * (scale if "/attn/query/" in name else 1.0))
 
 
 def _check_outputs(compiled: Compiled, tolerance: float, where: Path) -> None:

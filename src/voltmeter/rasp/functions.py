@@ -4,6 +4,7 @@ Plain Python functions serve as well; these can be compared (two equal expressio
 """
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,12 +14,21 @@ from voltmeter.rasp.model import Value
 Category: TypeAlias = Hashable
 """A value, or a tuple of them: a selector over two sequences is compiled to one over their pairs.
 
-Values that are equal are one category, as they are one key of a dict: 1, 1.0 and True. A function that tells them apart
-(``x is True``, ``str(x)``) means something else to the oracle than to the compiled model.
+Values that are equal are one category, as they are one key of a dict: 1, 1.0 and True. A function that tells those
+apart that can reach it (``x is True``, ``str(x)``) cannot be compiled: the compiler refuses it.
 """
 
 Function: TypeAlias = Callable[..., Category | None]
 Predicate: TypeAlias = Callable[..., bool | None]
+
+
+class Named(ABC):
+    """A function or predicate that says what it is called in messages."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called."""
 
 
 @dataclass(frozen=True)
@@ -90,5 +100,5 @@ class Identity:
 
 def name_of(f: object) -> str:
     """What a function or predicate is called in messages."""
-    name = f.name if isinstance(f, Comparison) else getattr(f, "__name__", type(f).__name__)
+    name = f.name if isinstance(f, Comparison | Named) else getattr(f, "__name__", type(f).__name__)
     return "lambda" if name == "<lambda>" else str(name)

@@ -20,7 +20,7 @@ from voltmeter.errors import ProgramError
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.components import component_names, run_components
 from voltmeter.rasp.model import CompiledTransformer
-from voltmeter.rasp.variants import Variant, compare, decoded, defined_positions, mixed_labels
+from voltmeter.rasp.variants import Variant, compare, decoded, defined_positions, mixed
 
 Progress: TypeAlias = Callable[[int, float], None]
 
@@ -169,11 +169,7 @@ def _untrained(original: CompiledTransformer, how: Recipe, generator: torch.Gene
         d_head=how.d_head,
         d_mlp=how.d_mlp,
     )
-    face = dataclasses.replace(
-        original.interface,
-        labels=mixed_labels(shape.d_model),
-        output=tuple(at % shape.d_model for at in range(len(original.interface.output))),  # drawn anew below
-    )
+    face = mixed(original.interface, shape.d_model)
     model = CompiledTransformer(shape, face, original.unembedding.weight.dtype)
     for name, weight in model.named_parameters():
         if name.endswith("attention.output.bias"):

@@ -31,6 +31,9 @@ class Interface:
     name the two rows besides. ``labels`` names the dimensions of the residual stream ("tokens:a", "length_5:3",
     "one"). ``output`` lists the dimensions that hold the answer; ``decoded`` the value each stands for, or None where
     the one output dimension holds a number. ``max_length`` counts the positions after BOS.
+
+    Where the stream has another basis no dimension holds an answer, and the unembedding mixes all of them: ``output``
+    is then empty, and ``answers`` names what each output is ("reverse_5:a").
     """
 
     name: str
@@ -42,6 +45,12 @@ class Interface:
     labels: tuple[str, ...]
     output: tuple[int, ...]
     decoded: tuple[Value, ...] | None
+    answers: tuple[str, ...] | None = None
+
+    @property
+    def output_labels(self) -> tuple[str, ...]:
+        """What each output is: the label of its dimension, or its name where it has none of its own."""
+        return tuple(self.labels[at] for at in self.output) if self.answers is None else self.answers
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class CompiledTransformer(nn.Module):
         self.token_embedding = _embedding(shape.rows, shape.d_model, dtype)
         self.position_embedding = _embedding(shape.positions, shape.d_model, dtype)
         self.layers = nn.ModuleList(Layer(shape, dtype) for _ in range(shape.layers))
-        self.unembedding = _linear(shape.d_model, len(interface.output), dtype, bias=False)
+        self.unembedding = _linear(shape.d_model, len(interface.output_labels), dtype, bias=False)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.zero_()

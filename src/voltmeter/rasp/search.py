@@ -15,23 +15,29 @@ fails is added and the walk repeated.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import islice, product
 from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from voltmeter.rasp.antichain import NOTHING, Family, edges_of, minimal, unions
-from voltmeter.rasp.catalogue import Catalogue
+from voltmeter.rasp.budget import Budget, Search, SpentError, require_room
+from voltmeter.rasp.catalogue import SAME, Catalogue
 from voltmeter.rasp.dataflow import meets
 from voltmeter.rasp.effects import run_kept
 from voltmeter.rasp.setting import Setting
 
 MOST_CIRCUITS = 1_000  # each is run on all inputs
 _BATCH = 2**22  # numbers in the largest tensor of a batch: 32 MiB in float64
+
+# How near to τ an effect may lie before merging could have put it on the other side. A reading of a hundred or so is
+# merged within 1e-10, and one more ramp of slope 100 makes 1e-8 of that: a hundredth of the usual τ of 1e-6. Ten times
+# that share, for what else stands behind; and 1e-8 where τ is less.
+_NEAR, _NEAR_AT_LEAST = 0.1, 1e4 * SAME
 
 Ids: TypeAlias = tuple[int, ...]
 States: TypeAlias = dict[Ids, Family]
@@ -40,57 +46,50 @@ States: TypeAlias = dict[Ids, Family]
 @final
 @dataclass(frozen=True)
 class Found:
-    """``minimal``: every minimal sufficient circuit when ``complete``, else none of them. ``searched``: states visited.
+    """Minimal circuits, each of which is sufficient over all inputs. ``searched``: states visited.
 
-    ``nearest``: the effect met that lies nearest to τ, on a logarithmic scale; ``rows``: the inputs walked over.
+    ``search``: "whole", ``minimal`` are all there are; "stopped" at the limit, with none; "unsure", rounding could have
+    decided (an effect lies too near τ, or an exact run says otherwise): ``minimal`` may lack some, or be empty.
+    ``rows``: the inputs walked over.
     """
 
     minimal: tuple[frozenset[int], ...]
-    complete: bool
+    search: Search
     searched: int
-    nearest: float | None
     rows: tuple[int, ...]
 
-
-class _TooManyError(Exception):
-    """The limit was reached."""
-
-
-@final
-@dataclass
-class _Budget:
-    limit: int
-    spent: int = 0
-
-    def spend(self, count: int) -> None:
-        self.spent += count
-        if self.spent > self.limit:
-            raise _TooManyError
+    @property
+    def complete(self) -> bool:
+        """Whether ``minimal`` are all there are."""
+        return self.search == "whole"
 
 
 @torch.no_grad()
 def minimal_circuits(setting: Setting, rows: Sequence[int], limit: int) -> Found:
     """Every minimal circuit that is sufficient over all inputs, beginning with the inputs numbered in ``rows``.
 
-    Stops after ``limit`` states, over all walks together, or where the few inputs have more than 1,000 such circuits.
+    Stops before it has visited more than ``limit`` states, over all walks together, or held more than 1 GiB of values,
+    and where the few inputs have more than 1,000 such circuits.
     Cost: an evaluation of one component over the inputs walked for every distinct reading of it, and a set operation
-    for every state.
+    for every state. Raises TruthError where some circuit computes numbers that are not finite.
     """
-    budget, rows = _Budget(limit), list(dict.fromkeys(rows))
-    nearest: float | None = None
+    budget, rows = Budget(limit), list(dict.fromkeys(rows))
     while True:
         walk = _Walk(setting.on(rows), budget)
         try:
             circuits = walk.circuits()
-        except _TooManyError:
-            return Found((), False, budget.spent, nearest, tuple(rows))
-        nearest = walk.nearest
+        except SpentError:
+            return Found((), "stopped", budget.spent, tuple(rows))
         if len(circuits) > MOST_CIRCUITS:
-            return Found((), False, budget.spent, nearest, tuple(rows))
+            return Found((), "stopped", budget.spent, tuple(rows))
         failed = _failed_on(setting, circuits)
         if not failed:
-            return Found(tuple(map(edges_of, circuits)), True, budget.spent, nearest, tuple(rows))
-        rows += [row for row in failed if row not in rows]
+            search: Search = "unsure" if walk.is_near else "whole"
+            return Found(tuple(map(edges_of, circuits)), search, budget.spent, tuple(rows))
+        fresh = [row for row in failed if row not in rows]
+        if not fresh:  # run exactly, a circuit fails at an input where the walk let it pass
+            return Found((), "unsure", budget.spent, tuple(rows))
+        rows += fresh
 
 
 def _failed_on(setting: Setting, circuits: Family) -> list[int]:
@@ -135,7 +134,7 @@ class _Step:
 class _Walk:
     """One walk over the components, on some inputs."""
 
-    def __init__(self, setting: Setting, budget: _Budget) -> None:
+    def __init__(self, setting: Setting, budget: Budget) -> None:
         self.setting, self.machine, self.budget = setting, setting.machine, budget
         matters = can_matter(setting)
         self.incoming: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (part, reader) -> (edge, writer) that matter
@@ -145,7 +144,8 @@ class _Walk:
         self.catalogues = [Catalogue(out) for out in setting.outs]
         for writer in (0, 1):
             self.catalogues[writer].numbers(setting.outs[writer][None])
-        self.nearest: float | None = None
+        self.reading: list[Catalogue] = []  # of each reader of the component at hand
+        self.is_near = False  # whether some effect lay too near τ to tell its side
 
     def circuits(self) -> Family:
         """The minimal circuits that are sufficient on these inputs."""
@@ -153,7 +153,7 @@ class _Walk:
         live: tuple[int, ...] = (0, 1)
         for step in self.steps:
             at = [live.index(writer) for writer in step.parents]
-            made: dict[Ids, Iterable[int]] = {}
+            made: dict[Ids, list[int]] = {}
             known: dict[Ids, list[tuple[int, Family]]] = {}
             carried = [live.index(writer) for writer in step.live if writer != 2 + step.part]
             own = 2 + step.part in step.live
@@ -164,11 +164,22 @@ class _Walk:
                 rest = tuple(state[i] for i in carried)
                 for number, sets in known[parents]:
                     key = (*rest, number) if own else rest
-                    self.budget.spend(len(family) * len(sets))
-                    made[key] = (*made.get(key, ()), *unions(family, sets))
-            states = {key: minimal(sets) for key, sets in made.items()}
+                    made.setdefault(key, []).extend(self._unions(family, sets))
+            states = {key: self._minimal(sets) for key, sets in made.items()}
             live = step.live
-        return minimal(kept for family in states.values() for kept in family)
+        return self._minimal([kept for family in states.values() for kept in family])
+
+    def _unions(self, *families: Family) -> Family:
+        count = math.prod(map(len, families))
+        self.budget.compare(count, made=count)
+        return unions(*families)
+
+    def _minimal(self, sets: Sequence[int]) -> Family:
+        self.budget.compare(len(sets))
+        return minimal(sets)
+
+    def _require_room(self, more: int = 0) -> None:
+        require_room(more + sum(catalogue.held for catalogue in (*self.catalogues, *self.reading)))
 
     @cached_property
     def steps(self) -> tuple[_Step, ...]:
@@ -211,23 +222,26 @@ class _Walk:
         """
         outs = {w: self.catalogues[w].values[number] for w, number in zip(step.parents, parents, strict=True)}
         part = self.machine.parts[step.part]
+        self.reading = []
         readings = [self._readings(step.part, reader, outs) for reader in range(len(part.readers))]
         is_answer = step.part == len(self.machine.parts) - 1
         found: dict[int, list[int]] = {}
         for values, families in self._combined(step.part, readings):
             numbers = self._sufficient(values) if is_answer else self.catalogues[2 + step.part].numbers(values)
+            self._require_room()
             for number, family in zip(numbers, families, strict=True):
                 found.setdefault(number, []).extend(family)
-        return ((number, minimal(sets)) for number, sets in found.items() if number >= 0)
+        return ((number, self._minimal(sets)) for number, sets in found.items() if number >= 0)
 
     def _sufficient(self, answers: Tensor) -> list[int]:
         """0 for answers that are as the uncut model's, -1 for the others."""
         tolerance = self.setting.question.tolerance
-        effects = self.setting.changes(answers).amax(-1).tolist()
-        for effect in effects:
-            if effect > 0 and (self.nearest is None or _farness(effect, tolerance) < _farness(self.nearest, tolerance)):
-                self.nearest = effect
-        return [0 if effect <= tolerance else -1 for effect in effects]
+        effects = self.setting.changes(answers).amax(-1)
+        if self.setting.answers is None:  # else they are counts, and none is near
+            largest = max(1.0, float(self.setting.full.abs().max()))
+            near = max(_NEAR * tolerance, _NEAR_AT_LEAST * largest)
+            self.is_near |= bool(((effects - tolerance).abs() <= near).any())
+        return [0 if effect <= tolerance else -1 for effect in effects.tolist()]
 
     def _readings(self, part: int, reader: int, outs: dict[int, Tensor]) -> list[tuple[Tensor, Family]]:
         """Everything a reader can make of the stream, and the smallest sets of its edges that lead to it."""
@@ -237,35 +251,34 @@ class _Walk:
         nothing = read(fills.expand_as(self.setting.tok))
         whole = read(self.machine.constants[part] + self.setting.outs[:before].sum(0))
         catalogue = Catalogue(whole)
+        self.reading.append(catalogue)
         families: dict[int, Family] = {catalogue.numbers(nothing[None])[0]: NOTHING}
         for edge, writer in self.incoming.get((part, reader), ()):
             share = (outs[writer] - self.setting.fills[writer]) @ read.weight.T
             if float(share.abs().max()) <= catalogue.within:
                 continue
+            self.budget.spend(sum(map(len, families.values())))
+            self._require_room(2 * len(families) * whole.numel())
             more = torch.stack([catalogue.values[number] for number in families]) + share
-            self.budget.spend(len(more))
             added = list(zip(catalogue.numbers(more), list(families.values()), strict=True))
             for number, family in added:
                 kept = tuple(sets | 1 << edge for sets in family)
-                families[number] = minimal((*families.get(number, ()), *kept))
+                families[number] = self._minimal((*families.get(number, ()), *kept))
         return [(catalogue.values[number], family) for number, family in families.items()]
 
     def _combined(
         self, part: int, readings: list[list[tuple[Tensor, Family]]]
     ) -> Iterator[tuple[Tensor, list[Family]]]:
         """What is written for every choice of one reading per reader, in batches."""
-        choices = list(product(*readings))
-        self.budget.spend(len(choices))
-        size = max(1, _BATCH // max(value.numel() for reading in readings for value, _ in reading))
-        for start in range(0, len(choices), size):
-            chosen = choices[start : start + size]
+        self.budget.require(math.prod(sum(len(family) for _, family in reading) for reading in readings))
+        batch, length, d_model = self.setting.tok.shape
+        widest = max(value.shape[-1] for reading in readings for value, _ in reading)
+        size = max(1, _BATCH // (batch * length * max(widest, d_model, length)))
+        choices = product(*readings)
+        while chosen := list(islice(choices, size)):
             projected = [torch.stack([choice[at][0] for choice in chosen]) for at in range(len(readings))]
-            families = [unions(*(family for _, family in choice)) for choice in chosen]
+            families = [self._unions(*(family for _, family in choice)) for choice in chosen]
             yield self.machine.parts[part].combine(*projected), families
-
-
-def _farness(effect: float, tolerance: float) -> float:
-    return abs(math.log(effect / tolerance))
 
 
 def witnesses(changes: Tensor, tolerance: float, extra: int = 4) -> list[int]:

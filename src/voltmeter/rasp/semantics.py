@@ -41,6 +41,26 @@ def apply(node: Node, f: Function | Predicate, *given: Category | None) -> Categ
     return found
 
 
+def apply_alike(
+    node: Node, f: Function | Predicate, forms: Sequence[tuple[Category | None, ...]]
+) -> list[Category | None]:
+    """``f`` of each of several forms of one value (of one pair), which are equal: 1 and True.
+
+    Raises:
+        ProgramError: ``f`` tells two of them apart, which no compiled model can: equal values are one category.
+    """
+    found = [apply(node, f, *form) for form in forms]
+    for form, result in zip(forms, found, strict=True):
+        if result != found[0]:
+            first, other = (", ".join(map(repr, each)) for each in (forms[0], form))
+            raise ProgramError(
+                f"{node} tells {first} from {other}, which are equal and so one category",
+                [f"it makes them {found[0]!r} and {result!r}"],
+                "treat equal values alike, or let what it reads give them one type: bool(x), int(x)",
+            )
+    return found
+
+
 def _is_category(value: object) -> bool:
     """Whether a dict finds it again: lists have no hash, and NaN is not equal to itself."""
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from voltmeter.rasp.certificate import LEAST_GAP, Certificate
+from voltmeter.rasp.setting import change_in_words
 
 _SHOWN = 4  # edges named in one sentence
 
@@ -23,7 +24,7 @@ def _outputs(it: Certificate) -> Iterator[str]:
     if not it.outputs_vary:
         yield f"All {it.n_inputs} inputs have the same output."
     if it.nothing_kept <= it.question.tolerance:
-        yield f"The output never changes under this fill ({_fill(it)}): with every edge cut it is what it was."
+        yield f"With every edge cut the output is what it was (fill {_fill(it)})."
 
 
 def _fill(it: Certificate) -> str:
@@ -33,40 +34,71 @@ def _fill(it: Certificate) -> str:
 def _necessary(it: Certificate) -> Iterator[str]:
     n, total = len(it.necessary), len(it.effects)
     if not n:
-        yield f"None of the {total:,} edges is necessary: no single cut changes the output."
+        yield f"None of the {total:,} edges is necessary: no single cut changes {_what(it, 'any')}."
     else:
-        yield f"{n} of the {total:,} edges {_are(n)} necessary: cutting any one of them alone changes the output."
+        changed = _what(it, "some")
+        yield f"{n} of the {total:,} edges {_are(n)} necessary: cutting any one of them alone changes {changed}."
+
+
+def _what(it: Certificate, which: str) -> str:
+    return "the output" if it.answers is None else f"{which} of the {it.answers:,} decoded answers"
+
+
+def _subject(it: Certificate) -> str:
+    """The necessary edges, as the subject of a sentence; its verb follows the number."""
+    return "The necessary edge" if len(it.necessary) == 1 else "The necessary edges"
 
 
 def _sufficient(it: Certificate) -> Iterator[str]:
     n = len(it.necessary)
-    if not it.grades.sufficient:
-        yield f"They are not sufficient: with only these kept the output changes by {it.necessary_kept:.3g}."
+    changed = change_in_words(it.necessary_kept, it.answers)
+    if not n:
+        if not it.grades.sufficient:
+            yield f"And yet some are needed: cutting every edge changes {changed}."
+    elif not it.grades.sufficient:
+        yield f"{_subject(it)} {_are(n)} not sufficient: keeping only {_them(n)} changes {changed}."
     elif it.droppable:
         yield (
-            f"They are sufficient, and so are {n - 1} of them: "
+            f"{_subject(it)} {_are(n)} sufficient, and so are {n - 1} of them: "
             f"without {_either(it.droppable)} the output is still what it was."
         )
-    elif n:
-        yield "They are sufficient, and with only these kept none can be cut."
+    else:
+        yield f"{_subject(it)} {_are(n)} sufficient, and with only {_them(n)} kept none can be cut."
 
 
 def _unique(it: Certificate) -> Iterator[str]:
-    searched = f"{it.grades.searched:,} states searched"
-    if it.grades.unique == "yes" and not it.necessary:
+    n, searched = len(it.necessary), f"{it.grades.searched:,} states searched"
+    if it.grades.unique == "yes" and not n:
         yield f"The one minimal circuit keeps no edge at all ({searched}, none left out)."
     elif it.grades.unique == "yes":
-        yield f"They are the only minimal circuit: every sufficient circuit holds them ({searched}, none left out)."
+        holds = f"every sufficient circuit holds {_them(n)}"
+        yield f"{_subject(it)} {_are(n)} the only minimal circuit: {holds} ({searched}, none left out)."
     elif it.grades.unique == "presumed":
-        yield f"That they are the only minimal circuit is presumed: {searched}, which is not all."
-    elif not it.minimal_is_complete:
-        yield f"They are not the only minimal circuit; not all were searched for ({searched})."
-    elif len(it.minimal) == 1:
-        yield f"The one minimal circuit is another: {_size(it.minimal[0])} ({searched}, none left out)."
+        which = f"{_subject(it)} {_are(n)} the only minimal circuit" if n else "The empty circuit suffices"
+        yield f"{which}, it is presumed: {searched}, {_UNDECIDED[it.search]}."
+    elif it.search == "whole":
+        yield f"{_minimal(it)} ({searched}, none left out)."
+    elif not it.grades.sufficient:
+        yield f"Which circuits are minimal is not known: {searched}, {_UNDECIDED[it.search]}."
     else:
-        sizes = ", ".join(str(len(circuit)) for circuit in it.minimal[:_SHOWN])
-        more = ", ..." if len(it.minimal) > _SHOWN else ""
-        yield f"There are {len(it.minimal)} minimal circuits, of {sizes}{more} edges ({searched}, none left out)."
+        yield (
+            f"{_subject(it)} {_are(n)} not the only minimal circuit, and not all are known: "
+            f"{searched}, {_UNDECIDED[it.search]}."
+        )
+
+
+_UNDECIDED = {
+    "stopped": "which is not all",
+    "unsure": "but rounding could have put one of them on the other side of the tolerance",
+}
+
+
+def _minimal(it: Certificate) -> str:
+    if len(it.minimal) == 1:
+        return f"The one minimal circuit is another: {_size(it.minimal[0])}"
+    sizes = ", ".join(str(len(circuit)) for circuit in it.minimal[:_SHOWN])
+    more = ", ..." if len(it.minimal) > _SHOWN else ""
+    return f"There are {len(it.minimal)} minimal circuits, of {sizes}{more} edges"
 
 
 def _size(circuit: Sequence[str]) -> str:
@@ -89,8 +121,17 @@ def _restoring(it: Certificate) -> Iterator[str]:
 
 def _gap(it: Certificate) -> Iterator[str]:
     if it.weakest is None:
+        if not it.certified:
+            yield (
+                f"No certificate: the tolerance {it.question.tolerance:g} hides a change of {it.below:.3g} "
+                f"in outputs of up to {it.size:.3g}."
+            )
         return
     edge, effect = it.weakest
+    if it.answers is not None:
+        counted = change_in_words(effect, it.answers)
+        yield f"The smallest necessary effect is {counted} ({edge}); every other edge changes none."
+        return
     if it.strongest_other is None:
         other = f"no other edge has any (rounding is {it.rounding:.2g})"
     else:
@@ -118,6 +159,10 @@ def _leaks(it: Certificate) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
+
+
+def _them(count: int) -> str:
+    return "it" if count == 1 else "them"
 
 
 def _either(edges: Sequence[str]) -> str:

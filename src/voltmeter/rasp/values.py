@@ -6,16 +6,17 @@ the positions), so a set may be larger than what inputs reach, never smaller.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise, product
+from typing import TypeGuard
 
 from voltmeter.errors import ProgramError
-from voltmeter.rasp.functions import Category
+from voltmeter.rasp.functions import Category, Predicate
 from voltmeter.rasp.model import Value
 from voltmeter.rasp.nodes import NUMERICAL, Leaf, LinearSequenceMap, Map, Node, SequenceMap, Sop
-from voltmeter.rasp.selectors import Aggregate, SelectorWidth
-from voltmeter.rasp.semantics import apply, linear, number
+from voltmeter.rasp.selectors import Aggregate, Select, SelectorWidth
+from voltmeter.rasp.semantics import apply, apply_alike, linear, number
 
 MOST_VALUES = 1_000
 """Categories that a sequence may have: each is a dimension of the residual stream."""
@@ -34,9 +35,12 @@ TOO_CLOSE = 1e-6
 
 _TOO_CLOSE_FOR_SIZE = 1e-9
 """So are two that are this near as a share of the largest. A step over a narrow gap g multiplies what it reads by
-2 / g, and float64 keeps a product to 1e-16 of its size: what is written is then off by a few 1e-7 at most. (Over a wide
-gap it multiplies by ``mlp_exactness``: at 100, numbers above 1e8 leave more than 1e-6.)
+2 / g, and float64 keeps a product to 1e-16 of its size: what is written is then off by a few 1e-7 at most. (What steps
+over wide gaps leave depends on ``mlp_exactness``: weights.rounding.)
 """
+
+MOST_SIZE = 1e9
+"""The size of numbers that a stream may hold: float64 keeps larger ones to no better than 1e-7 in each operation."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,26 @@ class Values:
     """What one sequence can hold.
 
     ``known`` are its categories, or its numbers in rising order; None stands for more numbers than MOST_NUMBERS, which
-    is no harm until a Map needs to tell them apart. ``undefined`` says whether it can be without a value. ``at_bos``
-    is what stands at BOS, where no program is defined but the transformer computes all the same.
+    is no harm until a Map needs to tell them apart, and ``bound`` is then what none exceeds in size. ``alike`` has the
+    other forms of categories that are equal and yet of another type (True of 1). ``undefined`` says whether it can be
+    without a value. ``at_bos`` is what stands at BOS, where no program is defined but the transformer computes all the
+    same.
     """
 
     known: tuple[Category, ...] | None
     undefined: bool = False
     at_bos: Category | None = None
+    bound: float = 0.0
+    alike: Mapping[Category, tuple[Category, ...]] = field(default_factory=dict)
+
+    def forms(self, value: Category) -> tuple[Category, ...]:
+        """A known value in each form that it can have."""
+        return (value, *self.alike.get(value, ()))
+
+    @property
+    def largest(self) -> float:
+        """What no number among them exceeds in size."""
+        return self.bound if self.known is None else max((abs(v) for v in self.known if _is_number(v)), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -65,13 +82,16 @@ def infer(order: Sequence[Node], limits: Limits) -> dict[Sop, Values]:
     """The values of each sequence among ``order`` (operands before what uses them).
 
     Raises:
-        ProgramError: a function fails on a value that can reach it, numbers are expected and something else is given,
-            or there are too many values; names the operation.
+        ProgramError: a function fails on a value that can reach it or tells equal ones apart, numbers are expected and
+            something else is given, or there are too many values, or too large ones; names the operation.
     """
     found: dict[Sop, Values] = {}
     for node in order:
         if isinstance(node, Sop):
             found[node] = _check_count(node, _infer(node, found, limits))
+        elif isinstance(node, Select):
+            _check_predicate(node, found[node.keys], found[node.queries])
+    _check_sizes(found)
     return found
 
 
@@ -95,7 +115,7 @@ def _infer(node: Sop, found: Mapping[Sop, Values], limits: Limits) -> Values:
 
 
 def _map(node: Map, x: Values) -> Values:
-    results = [apply(node, node.f, value) for value in x.known or ()]
+    results = [made for v in x.known or () for made in apply_alike(node, node.f, [(form,) for form in x.forms(v)])]
     return _results(node, results, x.undefined, apply(node, node.f, x.at_bos))
 
 
@@ -106,7 +126,8 @@ def _sequence_map(node: SequenceMap, a: Values, b: Values) -> Values:
             f"{node} would look up {len(first)} x {len(second)} pairs of values, more than {MOST_PAIRS}",
             mend="use a smaller vocabulary or max_length, or map the operands to fewer values first",
         )
-    results = [apply(node, node.f, u, v) for u, v in product(first, second)]
+    pairs = ([*product(a.forms(u), b.forms(v))] for u, v in product(first, second))
+    results = [made for forms in pairs for made in apply_alike(node, node.f, forms)]
     return _results(node, results, a.undefined or b.undefined, apply(node, node.f, a.at_bos, b.at_bos))
 
 
@@ -115,13 +136,15 @@ def _results(node: Sop, results: Sequence[Category | None], undefined: bool, at_
     if node.encoding is NUMERICAL:
         missing = [0.0] if undefined else []
         return Values(_rising([*(number(node, v) for v in results), *missing]), at_bos=number(node, at_bos))
-    return Values(_distinct(v for v in results if v is not None), undefined or None in results, at_bos)
+    return _categories((v for v in results if v is not None), undefined or None in results, at_bos)
 
 
 def _map_numbers(node: Map, x: Values) -> Values:
-    if affine(node) is not None:
+    straight = affine(node)
+    if straight is not None:
+        bound = abs(straight[0]) * x.largest + abs(straight[1])
         known = None if x.known is None else _rising([number(node, apply(node, node.f, v)) for v in x.known])
-        return Values(known, at_bos=number(node, apply(node, node.f, x.at_bos)))
+        return Values(known, at_bos=number(node, apply(node, node.f, x.at_bos)), bound=bound)
     results = [result for _, result in cells(node, x)]
     at_bos = _at(cells(node, x), number(node, x.at_bos))
     return _results(node, results, False, at_bos)
@@ -130,14 +153,16 @@ def _map_numbers(node: Map, x: Values) -> Values:
 def _linear(node: LinearSequenceMap, a: Values, b: Values) -> Values:
     at_bos = linear(node, a.at_bos, b.at_bos)
     if a.known is None or b.known is None or len(a.known) * len(b.known) > _MOST_SUMS:
-        return Values(None, at_bos=at_bos)
+        bound = abs(node.factor_a) * a.largest + abs(node.factor_b) * b.largest
+        return Values(None, at_bos=at_bos, bound=bound)
     return Values(_rising([linear(node, u, v) for u, v in product(a.known, b.known)]), at_bos=at_bos)
 
 
 def _aggregate(node: Aggregate, x: Values) -> Values:
     if node.default is None:
-        return Values(x.known, undefined=True)
-    return Values(_distinct([*(x.known or ()), node.default]), x.undefined, node.default)
+        return Values(x.known, undefined=True, alike=x.alike)
+    every = [form for value in x.known or () for form in x.forms(value)]
+    return _categories([*every, node.default], x.undefined, node.default)
 
 
 def _mean(node: Aggregate, x: Values, limits: Limits) -> Values:
@@ -149,7 +174,7 @@ def _mean(node: Aggregate, x: Values, limits: Limits) -> Values:
         sums = {total + step for total in sums for step in steps} if len(sums) * len(steps) <= _MOST_SUMS else set()
         means |= {float(total) / count for total in sums}
         if x.known is None or not sums or len(means) > MOST_NUMBERS:
-            return Values(None, at_bos=default)
+            return Values(None, at_bos=default, bound=max(x.largest, abs(default)))
     return Values(_rising(means), at_bos=default)
 
 
@@ -214,12 +239,48 @@ def _rising(numbers: Iterable[float]) -> tuple[Category, ...]:
     return tuple(sorted(set(numbers)))
 
 
-def _distinct(categories: Iterable[Category]) -> tuple[Category, ...]:
-    """Each once, in order: numbers by size, the rest as they first come."""
-    once = list(dict.fromkeys(categories))
-    if all(isinstance(v, int | float) for v in once):
-        once.sort()  # type: ignore[call-arg]  # numbers, as just seen
-    return tuple(once)
+def _categories(categories: Iterable[Category], undefined: bool, at_bos: Category | None) -> Values:
+    """Each once, in order: numbers by size, the rest as they first come. Equal ones are one, in several forms."""
+    once: dict[Category, Category] = {}
+    alike: dict[Category, dict[str, Category]] = {}
+    for each in categories:
+        first = once.setdefault(each, each)
+        if first is not each and repr(first) != repr(each):
+            alike.setdefault(first, {})[repr(each)] = each
+    known = list(once)
+    if all(_is_number(v) for v in known):
+        known.sort()  # type: ignore[call-arg]  # numbers, as just seen
+    others = {value: tuple(forms.values()) for value, forms in alike.items()}
+    return Values(tuple(known), undefined, at_bos, alike=others)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float)
+
+
+def _check_predicate(node: Select, keys: Values, queries: Values) -> None:
+    """Raise ProgramError if a predicate tells equal keys or queries apart."""
+    for k, q in product(keys.known or (), queries.known or ()):
+        if k in keys.alike or q in queries.alike:
+            apply_alike(node, _as_bool(node.predicate), [*product(keys.forms(k), queries.forms(q))])
+
+
+def _as_bool(predicate: Predicate) -> Predicate:
+    def holds(key: Category, query: Category) -> bool | None:
+        found = predicate(key, query)
+        return None if found is None else bool(found)
+
+    return holds
+
+
+def _check_sizes(found: Mapping[Sop, Values]) -> None:
+    """Raise ProgramError naming the first sequence with numbers that a stream does not hold well."""
+    for node, values in found.items():
+        if node.encoding is NUMERICAL and not values.largest <= MOST_SIZE:
+            raise ProgramError(
+                f"{node} can be as large as {values.largest:g}, and compiled models hold up to {MOST_SIZE:g}",
+                mend="scale the numbers down first, or leave them categorical",
+            )
 
 
 def _check_count(node: Sop, values: Values) -> Values:
@@ -227,7 +288,8 @@ def _check_count(node: Sop, values: Values) -> Values:
     if count == 0:
         raise ProgramError(f"{node} is undefined everywhere", mend="let its function give a value for some input")
     if node.encoding is NUMERICAL:
-        return Values(None, at_bos=values.at_bos) if count is not None and count > MOST_NUMBERS else values
+        many = count is not None and count > MOST_NUMBERS
+        return Values(None, at_bos=values.at_bos, bound=values.largest) if many else values
     if count is not None and count > MOST_VALUES:
         raise ProgramError(
             f"{node} can take {count} different values, more than {MOST_VALUES}",

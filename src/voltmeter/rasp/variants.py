@@ -19,7 +19,7 @@ from torch import Tensor
 
 from voltmeter.errors import ProgramError, TruthError
 from voltmeter.rasp.compiled import Compiled
-from voltmeter.rasp.model import Attention, CompiledTransformer, Layer, layers_of
+from voltmeter.rasp.model import Attention, CompiledTransformer, Interface, Layer, layers_of
 
 Setting: TypeAlias = int | float | bool | str
 Square: TypeAlias = Float[Tensor, "n n"]
@@ -78,7 +78,7 @@ def rotated(compiled: Compiled, seed: int, tolerance: float = 1e-6) -> Variant:
         for layer in layers_of(model):
             _turn_heads(layer.attention, generator)
             _shuffle_hidden(layer, generator)
-    model.interface = dataclasses.replace(model.interface, labels=mixed_labels(model.shape.d_model))
+    model.interface = mixed(model.interface, model.shape.d_model)
     return finish(compiled, model, "rotated", seed, {"tolerance": tolerance})
 
 
@@ -153,9 +153,13 @@ def mapped_weights(model: CompiledTransformer, encode: Tensor, decode: Tensor) -
     return weights
 
 
-def mixed_labels(d_model: int) -> tuple[str, ...]:
-    """Labels for a stream whose dimensions have no meaning of their own."""
-    return tuple(f"mixed:{at}" for at in range(d_model))
+def mixed(face: Interface, d_model: int) -> Interface:
+    """The interface of a model whose stream has ``d_model`` dimensions without a meaning of their own.
+
+    None of them holds the answer, so that outputs keep only the names that they have in ``face``.
+    """
+    labels = tuple(f"mixed:{at}" for at in range(d_model))
+    return dataclasses.replace(face, labels=labels, output=(), answers=face.output_labels)
 
 
 # Noise

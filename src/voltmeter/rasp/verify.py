@@ -6,6 +6,7 @@ repeated so: each minimal circuit is shown to suffice, and not to without any on
 is only looked for, among random circuits. Of explanations, which edges have one is checked, not the words.
 """
 
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,18 +18,14 @@ from torch import Tensor
 
 from voltmeter.errors import TruthError
 from voltmeter.files import digest_json
-from voltmeter.rasp.certificate import Certificate
+from voltmeter.rasp.certificate import LEAST_GAP, Certificate
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.dataflow import provenance_of
-from voltmeter.rasp.model import CompiledTransformer
-from voltmeter.rasp.setting import Question, derangement, largest, shuffles
+from voltmeter.rasp.refill import fill_values_of
+from voltmeter.rasp.setting import answers_counted, largest
 from voltmeter.rasp.wired import Source, wiring_of
-from voltmeter.run import fill as fills
-from voltmeter.run.fill import Fill, FillValues
 from voltmeter.run.run import run
-from voltmeter.run.watch import outs_of
 from voltmeter.wiring.load import digest_of
-from voltmeter.wiring.wiring import Wiring
 
 # Two ways of adding the same numbers differ by some 1e-15; the ramps of a compiled MLP are up to 100 steep, and a
 # handful of them stand behind each other.
@@ -77,7 +74,7 @@ def verify(certificate: Certificate, compiled: Compiled, pairs: int | None = 100
 
 def _identity(it: Certificate, compiled: Compiled) -> Iterator[str]:
     face = compiled.model.interface
-    outputs = tuple(face.labels[at] for at in face.output)
+    outputs = face.output_labels
     dtype = str(compiled.model.token_embedding.weight.dtype).removeprefix("torch.")
     for what, said, found in (
         ("program", it.name, compiled.name),
@@ -86,9 +83,14 @@ def _identity(it: Certificate, compiled: Compiled) -> Iterator[str]:
         ("number of inputs", it.n_inputs, len(compiled.inputs)),
         ("output", it.outputs, outputs),
         ("dtype", it.dtype, dtype),
+        ("number of decoded answers", it.answers, answers_counted(it.question, compiled.model, *_sizes(compiled))),
     ):
         if said != found:
             yield f"{what}: {said} is certified, {found} was given"
+
+
+def _sizes(compiled: Compiled) -> tuple[int, int]:
+    return len(compiled.inputs), len(compiled.inputs[0])
 
 
 @final
@@ -101,7 +103,7 @@ class _Check:
         self.compiled, self.model, self.tokens = compiled, compiled.model, compiled.model.encode(compiled.inputs)
         with torch.no_grad():
             self.full: Tensor = self.model(self.tokens)[:, 1:]
-        self.fill = _fill_values(certificate.question, self.model, self.wiring, self.tokens)
+        self.fill = fill_values_of(certificate.question, self.model, self.wiring, self.tokens)
         self.runs = self.pairs = self.all_pairs = self.samples = 0
 
     def passes(self, pairs: int | None, samples: int) -> Iterator[Iterable[str]]:
@@ -137,31 +139,44 @@ class _Check:
     def _change(self, outputs: Tensor) -> float:
         """τ's figure: the largest move, or of decoded values the share that are others."""
         real = outputs[:, 1:]
-        if self.it.question.output == "raw" or self.full.shape[-1] == 1:
+        if self.it.answers is None:
             return float((real - self.full).abs().max())
         return float((largest(real) != largest(self.full)).double().mean())
 
     def changes(self, effect: float) -> bool:
         return effect > self.it.question.tolerance
 
+    def _differs(self, what: str, said: float, found: float) -> Iterator[str]:
+        """Where two figures are apart by more than rounding, or on different sides of τ."""
+        if not abs(said - found) <= _ROUNDING * max(1.0, abs(found)):
+            yield f"{what}: {said:.6g} is certified, {found:.6g} was measured"
+        elif self.changes(said) != self.changes(found):
+            tolerance = self.it.question.tolerance
+            yield f"{what}: {said:.6g} is certified, {found:.6g} was measured, across the tolerance {tolerance:g}"
+
     # Passes
 
     def _outputs(self) -> Iterator[str]:
-        vary = bool(((self.full - self.full[:1]).abs() > self.it.question.tolerance).any())
+        size = float(self.full.abs().max())
+        if self.it.answers is None:
+            least = min(self.it.question.tolerance, size / LEAST_GAP)
+            vary = bool(((self.full - self.full[:1]).abs() > least).any())
+        else:
+            vary = bool((largest(self.full) != largest(self.full[:1])).any())
         if vary != self.it.outputs_vary:
             yield f"the outputs {'vary' if vary else 'are the same'} over the inputs, the certificate says otherwise"
-        yield from _differs("the change with every edge cut", self.it.nothing_kept, self.kept(()))
-        rounding = torch.finfo(self.full.dtype).eps * max(1.0, float(self.full.abs().max()))
-        yield from _differs("the rounding of an output", self.it.rounding / rounding, 1.0)
+        yield from self._differs("the change with every edge cut", self.it.nothing_kept, self.kept(()))
+        if not math.isclose(self.it.size, size, rel_tol=_ROUNDING):
+            yield f"the largest number of an output: {self.it.size:.6g} is certified, {size:.6g} was measured"
 
     def _effects(self) -> Iterator[str]:
         for edge, said in self.it.effects.items():
-            yield from _differs(f"the effect of cutting {edge}", said, self.effect([edge]))
+            yield from self._differs(f"the effect of cutting {edge}", said, self.effect([edge]))
 
     def _necessary_alone(self) -> Iterator[str]:
         it = self.it
         alone = self.kept(it.necessary)
-        yield from _differs("the change with only the necessary edges kept", it.necessary_kept, alone)
+        yield from self._differs("the change with only the necessary edges kept", it.necessary_kept, alone)
         sufficient = not self.changes(alone)
         without = {edge: [other for other in it.necessary if other != edge] for edge in it.necessary}
         droppable = [edge for edge, rest in without.items() if sufficient and not self.changes(self.kept(rest))]
@@ -189,10 +204,20 @@ class _Check:
         if any(one < other for one in sets for other in sets):
             yield "one minimal circuit holds another"
         shown = "yes" if sets == [necessary] else "no"
-        if it.minimal_is_complete and it.grades.unique != "presumed":
-            yield from _unlike("unique", it.grades.unique, shown)
-        if it.grades.unique == "no" and not it.minimal_is_complete and it.grades.one_minimal:
-            yield "unique is 'no', but no circuit is named that lacks a necessary edge"
+        match it.grades.unique:
+            case "presumed":
+                if not (it.grades.sufficient and it.grades.one_minimal):
+                    yield "unique is 'presumed', which only a sufficient and 1-minimal set of edges can be"
+                if it.minimal_is_complete:
+                    yield f"unique is 'presumed', but the search is certified as whole, which shows '{shown}'"
+                elif sets != [necessary]:
+                    yield "unique is 'presumed', but another circuit is named than the necessary edges"
+            case _ if it.minimal_is_complete:
+                yield from _unlike("unique", it.grades.unique, shown)
+            case "yes":
+                yield f"unique is 'yes', but the search is certified as '{it.search}'"
+            case _ if it.grades.one_minimal and all(necessary <= circuit for circuit in sets):
+                yield "unique is 'no', but no circuit is named that lacks a necessary edge"
 
     def _restoring(self, count: int | None) -> Iterator[str]:
         it = self.it
@@ -205,8 +230,9 @@ class _Check:
                 yield f"the pair {first}, {second} does not restore the output"
         if it.grades.no_restoring_pair is None:
             return
-        others = [(first, second) for first in it.necessary for second in it.effects if first != second]
-        others = [pair for pair in others if pair not in set(it.restoring)]
+        number, restoring = {edge: at for at, edge in enumerate(it.necessary)}, set(it.restoring)
+        others = [(a, b) for a, at in number.items() for b in it.effects if number.get(b, len(number)) > at]
+        others = [pair for pair in others if pair not in restoring]
         self.all_pairs = len(others)
         for first, second in _some(others, count, it.question.seed):
             self.pairs += 1
@@ -236,11 +262,6 @@ class _Check:
         yield from _unlike("the edges explained", [each.edge for each in it.explained], wanted)
 
 
-def _differs(what: str, said: float, found: float) -> Iterator[str]:
-    if not abs(said - found) <= _ROUNDING * max(1.0, abs(found)):
-        yield f"{what}: {said:.6g} is certified, {found:.6g} was measured"
-
-
 def _unlike(what: str, said: object, found: object) -> Iterator[str]:
     if said != found:
         yield f"{what}: {said} is certified, {found} was found"
@@ -250,40 +271,3 @@ def _some(items: Sequence[tuple[str, str]], count: int | None, seed: int) -> Seq
     if count is None or count >= len(items):
         return items
     return random.Random(f"pairs of cuts {seed}").sample(items, count)
-
-
-# What cut edges carry, by the means of voltmeter.run
-
-
-def _fill_values(question: Question, model: CompiledTransformer, wiring: Wiring, tokens: Tensor) -> FillValues:
-    made: Fill
-    match question.fill:
-        case "zero":
-            made = fills.zero()
-        case "mean":
-            made = fills.mean(wiring, [tokens])
-        case "mean-position":
-            made = fills.mean_position(wiring, [tokens])
-        case "resample":
-            corrupted = tokens[derangement(len(tokens), question.seed)]
-            if question.positions == "paired":
-                return fills.resample().values_for(wiring, tokens, corrupted)
-            made = _shuffled(question, model, wiring, corrupted)
-        case _:  # a Question has no other
-            raise AssertionError(question.fill)
-    return made.values_for(wiring, tokens)
-
-
-def _shuffled(question: Question, model: CompiledTransformer, wiring: Wiring, corrupted: Tensor) -> Fill:
-    """Every corrupted input run by itself, with the rows of the positional embedding in its own order."""
-    orders = shuffles(corrupted.shape[0], corrupted.shape[1], question.seed)
-    table = model.position_embedding.weight
-    rows: list[Tensor] = []
-    for tokens, order in zip(corrupted, orders, strict=True):
-        shuffled = table.clone()
-        shuffled[: len(order)] = table[order]
-        outs = outs_of(wiring, tokens[None], {"position_embedding.weight": shuffled}).streams
-        (stream,) = (each for each in outs if each is not None)
-        rows.append(stream)
-    together = torch.cat(rows, 1)
-    return fills.tensor({writer.name: out for writer, out in zip(wiring.writers, together, strict=True)}, "shuffled")

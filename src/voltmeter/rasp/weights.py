@@ -4,7 +4,7 @@ A hidden unit reads a weighted sum of dimensions, rectifies it, and writes it to
 for its queries, one for its keys, one for its values, and what each value writes.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -64,6 +64,9 @@ class Head:
         return max(len(self.queries), len(self.values))
 
 
+_ULP = 2.0**-53  # what float64 rounds off, as a share of a number
+
+
 # MLPs --------------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +97,15 @@ def steps(number: int, cells: Cells, one: int, exactness: float) -> list[Unit]:
             reads = {number: slope, one: half - slope * middle}
             units.append(Unit(reads, {at: sign * amount for at, amount in change.items()}))
     return units
+
+
+def rounding(cells: Cells, exactness: float) -> float:
+    """How far rounding may take what ``steps`` writes: each step multiplies what it reads by its slope."""
+    largest, steepness = max(abs(x) for x, _ in cells), defaultdict[int, float](float)
+    for (x, before), (y, after) in pairwise(cells):
+        for at, amount in _difference(after, before).items():
+            steepness[at] += max(exactness, 2.0 / (y - x)) * abs(amount)
+    return _ULP * largest * max(steepness.values(), default=0.0)
 
 
 def linear(terms: Sequence[tuple[int, float]], constant: float, to: int, one: int) -> list[Unit]:

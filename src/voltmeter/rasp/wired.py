@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from voltmeter.errors import WiringError
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.model import CompiledTransformer
 from voltmeter.wiring.wire import wire
@@ -16,6 +15,7 @@ from voltmeter.wiring.wiring import Wiring
 Source: TypeAlias = Literal["inputs", "vocabulary", "twin"]
 
 _DRAWN = 256  # inputs over the whole vocabulary
+_LEAST_CHANGE = 2e-6  # of the larger output; wire needs its two examples to differ by 1e-6, to check its laws on
 
 
 @final
@@ -33,12 +33,13 @@ class Wired:
 
 
 def wiring_of(compiled: Compiled) -> Wired:
-    """Wire a compiled model. Costs about thirty forward passes on two inputs, and one on 256."""
+    """Wire a compiled model. Costs about thirty forward passes on two inputs, and one on 256.
+
+    Raises WiringError for a model that cannot be wired, such as one in training mode or with NaN among its weights.
+    """
     for source, tokens in _examples(compiled):
-        try:
+        if not _is_same(compiled.model, tokens):
             return Wired(wire(compiled.model, tokens).split("input"), source)
-        except WiringError:  # the output is the same for these two, or too nearly
-            continue
     twin = random_twin(compiled.model)
     tokens = compiled.model.encode(_drawn(compiled)[:2])
     return Wired(replace(wire(twin, tokens).split("input"), model=compiled.model), "twin")
@@ -68,6 +69,15 @@ def _far_apart(model: CompiledTransformer, tokens: Tensor) -> Tensor:
     first = int(outputs.abs().amax(1).argmax())
     second = int((outputs - outputs[first]).abs().amax(1).argmax())
     return tokens[[first, second if second != first else (first + 1) % len(tokens)]]
+
+
+@torch.no_grad()
+def _is_same(model: CompiledTransformer, tokens: Tensor) -> bool:
+    """Whether the output is the same for two inputs, or too nearly. NaN is not: wiring then says where it is."""
+    first, second = model(tokens)
+    return bool(
+        (first - second).abs().max() <= _LEAST_CHANGE * max(float(first.abs().max()), float(second.abs().max()))
+    )
 
 
 def _drawn(compiled: Compiled) -> Sequence[Sequence[int | float | str | bool]]:

@@ -9,10 +9,12 @@ def caesar() -> Sop:
 import itertools
 import math
 import random
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from voltmeter.errors import ProgramError
 from voltmeter.rasp.language import Sop
 from voltmeter.rasp.model import Value
 
@@ -27,6 +29,8 @@ class Program:
     ``vocabulary`` and ``max_length`` are what it is compiled for, ``causal`` whether positions see only earlier ones.
     ``distinct`` says that its inputs hold no token twice. ``tags`` say what it is good for ("redundant", "veto", ...).
     ``examples`` pairs inputs with the outputs that a person worked out; None is a position left undefined.
+
+    Raises ProgramError where there is no input: no token, no position, or fewer tokens than ``distinct`` ones need.
     """
 
     name: str
@@ -39,6 +43,15 @@ class Program:
     distinct: bool = False
     tags: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        if self.max_length < 1 or not self.count_inputs():
+            kinds = f"{len(self.vocabulary)} tokens"
+            needed = f"{self.max_length} {'different ones' if self.distinct else 'positions'}"
+            raise ProgramError(
+                f"{self.name} has no inputs: it is for {needed}, and its vocabulary has {kinds}",
+                mend="give at least one position, and as many tokens as inputs need",
+            )
+
     def inputs(self, limit: int = 512, seed: int = 0) -> tuple[Row, ...]:
         """Every input of ``max_length`` tokens, in the order of ``itertools.product``; beyond ``limit``, a sample."""
         count = self.count_inputs()
@@ -46,8 +59,7 @@ class Program:
             if self.distinct:
                 return tuple(itertools.permutations(self.vocabulary, self.max_length))
             return tuple(itertools.product(self.vocabulary, repeat=self.max_length))
-        chosen = random.Random(seed).sample(range(count), limit)
-        return tuple(self._input(at) for at in sorted(chosen))
+        return tuple(self._input(at) for at in sorted(_some(count, limit, seed)))
 
     def count_inputs(self) -> int:
         """How many inputs of ``max_length`` tokens there are."""
@@ -63,6 +75,17 @@ class Program:
             digit, at = divmod(at, below)
             row.append(left.pop(digit) if self.distinct else left[digit])
         return tuple(row)
+
+
+def _some(count: int, limit: int, seed: int) -> Iterable[int]:
+    """``limit`` different numbers below ``count``, which may be larger than a range can be long."""
+    draw = random.Random(seed)
+    if count <= sys.maxsize:
+        return draw.sample(range(count), limit)
+    chosen: set[int] = set()
+    while len(chosen) < limit:
+        chosen.add(draw.randrange(count))
+    return chosen
 
 
 def known(
