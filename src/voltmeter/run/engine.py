@@ -83,6 +83,24 @@ def _rows(count: int, shape: torch.Size, dtype: torch.dtype, device: torch.devic
     return made
 
 
+def write_deltas(tape: Tape, stream: int, rows: Rows, outs: Tensor, fill: Tensor | None, mask: Tensor | None) -> None:
+    """``fill - outs`` [writers, *stream shape] into the rows of a tape, zero at padding."""
+    buffer = tape.buffer(stream, outs[0])
+    if isinstance(rows, slice):
+        target = buffer[rows]
+        if outs.dtype != buffer.dtype:
+            target.copy_(-outs if fill is None else fill - outs)
+        elif fill is None:
+            torch.neg(outs, out=target)
+        else:
+            torch.sub(fill, outs, out=target)
+        if mask is not None:
+            target.mul_(mask)
+    else:
+        value = -outs if fill is None else fill - outs
+        buffer[rows] = (value if mask is None else value * mask).to(buffer.dtype)
+
+
 class _Write(torch.autograd.Function):
     """Put deltas on the tape; give the writer its gradient when all its readers have had theirs."""
 
@@ -97,20 +115,7 @@ class _Write(torch.autograd.Function):
         fill: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        buffer = tape.buffer(stream, outs[0])
-        if isinstance(rows, slice):
-            target = buffer[rows]
-            if outs.dtype != buffer.dtype:
-                target.copy_(-outs if fill is None else fill - outs)
-            elif fill is None:
-                torch.neg(outs, out=target)
-            else:
-                torch.sub(fill, outs, out=target)
-            if mask is not None:
-                target.mul_(mask)
-        else:
-            value = -outs if fill is None else fill - outs
-            buffer[rows] = (value if mask is None else value * mask).to(buffer.dtype)
+        write_deltas(tape, stream, rows, outs, fill, mask)
         ctx.tape, ctx.stream, ctx.rows, ctx.dtype, ctx.mask = tape, stream, rows, outs.dtype, mask
         ctx.fill_shape = None if fill is None else fill.shape
         return token.clone()
@@ -132,7 +137,7 @@ class _Write(torch.autograd.Function):
 
 
 @dataclass(frozen=True, eq=False)
-class _Share:
+class Share:
     """How much of each delta, and of where a mix starts from, goes into what some readers read.
 
     ``deltas`` [..., readings, n]; ``fills`` [..., readings, 1] is 1 for a reading that starts from the fills, 0 for one
@@ -143,7 +148,7 @@ class _Share:
     fills: Tensor | None
 
     @classmethod
-    def of(cls, keep: Tensor, scale: Tensor | None, dtype: torch.dtype, both: bool) -> "tuple[_Share, Tensor]":
+    def of(cls, keep: Tensor, scale: Tensor | None, dtype: torch.dtype, both: bool) -> "tuple[Share, Tensor]":
         """The share, and the part of each delta that is cut, in the shape of ``keep``."""
         kept = keep.to(dtype)
         cut = 1 - kept
@@ -175,7 +180,7 @@ class Ahead:
     """Readings of a later state, to be begun with the first ``n`` deltas."""
 
     state: int
-    share: _Share
+    share: Share
     n: int
 
 
@@ -208,20 +213,20 @@ class _Read(torch.autograd.Function):
         ahead: list[Ahead],
         begin: Callable[[list[Ahead], Tensor], None],
     ) -> tuple[Tensor, Tensor]:
-        share, cut = _Share.of(keep, scale, tape.delta[stream].dtype, from_fills is not None)
+        share, cut = Share.of(keep, scale, tape.delta[stream].dtype, from_fills is not None)
         ctx.tape, ctx.stream, ctx.rows, ctx.scale = tape, stream, rows, scale
         ctx.save_for_backward(cut)
         ctx.x_shape, ctx.keep_dtype, ctx.x_dtype = x.shape, keep.dtype, x.dtype
         if begun is not None:
             fresh = tape.delta[stream][_past(rows, begun.n)]
-            reads = _mix(share.deltas[..., begun.n :], fresh, x.shape)
+            reads = mix(share.deltas[..., begun.n :], fresh, x.shape)
             reads += begun.mixed.view_as(reads)  # the earlier state may have had its positions apart
             reads += share.start(x, from_fills, x.shape)
         else:
             starts = [x] if from_fills is None else [from_fills, x]
             pieces = tape.after(stream, rows, starts)
             whole = _with_ahead(share, ahead)
-            mixed = _mix(whole, pieces, x.shape)
+            mixed = mix(whole, pieces, x.shape)
             reads = mixed
             if ahead:
                 # A copy, so that the readings at hand can be let go of before it is used.
@@ -275,14 +280,14 @@ def _places(cut: Tensor, delta: Tensor) -> tuple[int, int]:
     return places, delta[0].numel() // places
 
 
-def _with_ahead(share: _Share, ahead: list[Ahead]) -> Tensor:
+def _with_ahead(share: Share, ahead: list[Ahead]) -> Tensor:
     """The coefficients of all rows to be mixed: [..., readings and those ahead, starts and deltas]."""
     whole = share.whole()
     starts = whole.shape[-1] - share.deltas.shape[-1]
     return torch.cat([whole, *(torch.nn.functional.pad(a.share.deltas[..., : a.n], (starts, 0)) for a in ahead)], -2)
 
 
-def _mix(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
+def mix(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
     """share @ pieces: [readings, *shape]."""
     readings, n = share.shape[-2:]
     # Not a view of the product: see _Read.forward.
@@ -390,9 +395,13 @@ class Cut(Listener):
         for one, rows in zip(ahead, mixed.split(counts), strict=True):
             self.begun[one.state] = Begun(one.n, rows)
 
+    def _like(self, stream: int) -> Tensor:
+        """A tensor of the shape, dtype and device of a stream's deltas; its entries mean nothing."""
+        return self.tape.delta[stream][0]
+
     def _scale(self, state: State) -> Tensor | None:
         """The coefficients of a state's members, None where all are 1."""
-        return None if set(state.scales) == {1.0} else self.tape.delta[state.stream].new_tensor(state.scales)
+        return None if set(state.scales) == {1.0} else self._like(state.stream).new_tensor(state.scales)
 
     @torch.no_grad()
     def _ahead(self, state: State, both: bool) -> list[Ahead]:
@@ -401,7 +410,7 @@ class Cut(Listener):
         for later, site in self.ahead.get(state.number, ()):
             if later.number not in self.begun:
                 keep = of_site(self.wiring, site, later.number, self.keep.values)
-                share, _ = _Share.of(keep, self._scale(later), dtype, both)
+                share, _ = Share.of(keep, self._scale(later), dtype, both)
                 made.append(Ahead(later.number, share, n))
         return made
 
@@ -414,19 +423,29 @@ class Cut(Listener):
         """
         if not self.cuts_most:
             return None
-        delta, mask = self.tape.delta[state.stream], self.masks[state.stream]
-        fill = self.fills.rows(state.stream, rows, delta)
-        if fill is not None and fill.shape[1] > 1:
+        like = self._like(state.stream)
+        if self.fills.by_example(state.stream, like.dim()):
             return None
-        total = torch.zeros_like(delta[0])
-        if fill is not None:
-            total += torch.tensordot(delta.new_tensor(state.scales), fill.to(delta.dtype), 1)
-        for number, scale in state.constants:
-            if number in self.biases:
-                total += scale * self.biases[number].reshape(total.shape)
-        if mask is not None:
-            total = torch.where(mask, total, x.reshape(total.shape).to(total.dtype))
-        return total.reshape(x.shape)
+        fill = self.fills.rows(state.stream, rows, like[None])
+        return nothing_kept(state, fill, self.biases, self.masks[state.stream], x, like)
+
+
+def nothing_kept(
+    state: State, fill: Tensor | None, biases: Mapping[int, Tensor], mask: Tensor | None, x: Tensor, like: Tensor
+) -> Tensor:
+    """Constants + fills, and at padding ``x``: what is read of a state when nothing is kept, of the shape of ``x``.
+
+    ``fill`` [members of the state, *stream shape]; ``like``: a tensor of the shape and dtype of the stream's deltas.
+    """
+    total = like.new_zeros(like.shape)
+    if fill is not None:
+        total += torch.tensordot(like.new_tensor(state.scales), fill.to(like.dtype), 1)
+    for number, scale in state.constants:
+        if number in biases:
+            total += scale * biases[number].reshape(total.shape)
+    if mask is not None:
+        total = torch.where(mask, total, x.reshape(total.shape).to(total.dtype))
+    return total.reshape(x.shape)
 
 
 class _Pull(torch.autograd.Function):

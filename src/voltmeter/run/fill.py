@@ -4,7 +4,8 @@
     mean            each writer's mean over batch and positions of given inputs (real tokens only)
     mean_position   each writer's mean at each position
     resample        what the writer wrote in the paired corrupted run
-    tensor          given values, for example learned ones ("optimal")
+    tensor          given values
+    optimal         learned values, with what they were trained on
 
 A ``Fill`` is a value. ``values_for`` turns it into tensors for one batch; a fill that needs data it was not given,
 or that is not finite, is a FillError.
@@ -38,6 +39,11 @@ class FillValues:
     streams: tuple[Tensor | None, ...]
     copies: int = 1
     by_position: bool = False  # values of positions past the end of a shorter run are left out
+
+    def by_example(self, stream: int, axes: int) -> bool:
+        """Whether the fills of a stream of so many axes differ from example to example."""
+        tensor = self.streams[stream]
+        return tensor is not None and tensor.dim() == axes + 1 and tensor.shape[1] > 1
 
     def rows(self, stream: int, rows: slice | list[int], outs: Tensor) -> Tensor | None:
         """The fills of some writers, broadcastable to their ``outs`` [writers, *stream shape]; None for zero."""
@@ -201,6 +207,20 @@ def resample() -> Fill:
 def tensor(values: Mapping[str, Tensor], name: str = "tensor", over: str = "") -> Fill:
     """Cut edges carry ``values[writer]``, broadcastable to the stream [batch, ...]. Gradients flow to them."""
     return Fixed(name, dict(values), over)
+
+
+def optimal(values: Mapping[str, Tensor], provenance: str, by_position: bool = False) -> Fill:
+    """Cut edges carry learned ``values[writer]``, the same for all examples. ``provenance``: what they were trained on.
+
+    ``voltmeter.discover.optimal_fill`` trains them. Raises FillError without provenance: a learned fill says nothing by
+    itself, since for another circuit or task other values would be optimal.
+    """
+    if not provenance.strip():
+        raise FillError(
+            "an optimal fill is trained, and nothing says on what",
+            mend="give its provenance: the task, the circuit, the steps and the seed",
+        )
+    return Fixed("optimal", dict(values), provenance, by_position)
 
 
 def mean(wiring: Wiring, batches: Iterable[Any], over: str = "clean") -> Fill:

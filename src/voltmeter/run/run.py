@@ -134,10 +134,10 @@ def _circuits(
     output = run(
         wiring, expand_rows(inputs, count), rows.values, repeated, axes=rows.axes, params=params, reference=reference
     )
-    return tree_map(lambda leaf: _by_circuit(leaf, count) if isinstance(leaf, Tensor) else leaf, output)
+    return tree_map(lambda leaf: by_circuit(leaf, count) if isinstance(leaf, Tensor) else leaf, output)
 
 
-def _by_circuit(tensor: Tensor, count: int) -> Tensor:
+def by_circuit(tensor: Tensor, count: int) -> Tensor:
     """[circuit x batch, ...] -> [circuit, batch, ...]."""
     if tensor.dim() == 0 or tensor.shape[0] % count:
         raise KeepError(

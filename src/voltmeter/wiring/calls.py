@@ -1,7 +1,7 @@
 """A call of the run at hand that reads streams, and its output when its readers read something else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from voltmeter.errors import WiringError
 from voltmeter.wiring.expr import LINEAR_X, Linear, Made, Source, as_linear, evaluate, substitute
 from voltmeter.wiring.follow import CallKey
 from voltmeter.wiring.plan import Site
-from voltmeter.wiring.projections import grouped, inverse, ungrouped
+from voltmeter.wiring.projections import columnwise, grouped, inverse, ungrouped
 from voltmeter.wiring.trace import tensors_in
 
 
@@ -38,6 +38,21 @@ class ReadingCall(ABC):
     def looped(self) -> "ReadingCall":
         """The same call, in which each reading is evaluated by a call of its own."""
         return self
+
+    @property
+    def divides(self) -> bool:
+        """Whether ``columns`` can be asked for: one product with weights, of which each reading has its own columns."""
+        return False
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the output, where it ``divides``."""
+        raise NotImplementedError
+
+    def columns(self, which: Sequence[int], reads: Tensor) -> list[Tensor]:
+        """The columns of the readings numbered in ``which``, each [..., columns], from ``reads`` [which, ...], which
+        may be of another batch than the call's. Only where it ``divides``."""
+        raise NotImplementedError
 
     @abstractmethod
     def tensor(self, output: Any) -> Tensor:
@@ -97,6 +112,23 @@ class ModelCall(ReadingCall):
             return self._folded(stacked)
         outputs = [self._call({self.site.states[0]: x}) for x in stacked]
         return self._put(outputs[0], self._assembled(torch.stack([self.tensor(out) for out in outputs])))
+
+    @property
+    def divides(self) -> bool:
+        return self.folded and self.site.readings[0].columns is not None and self._linear() is not None
+
+    @property
+    def shape(self) -> torch.Size:
+        linear = self._linear()
+        assert linear is not None
+        return torch.Size((*linear.x.shape[:-1], linear.weight.shape[1]))
+
+    def columns(self, which: Sequence[int], reads: Tensor) -> list[Tensor]:
+        linear = self._linear()
+        assert linear is not None
+        x = evaluate(self.site.inputs[0][1], self.run, {self.site.states[0]: reads.flatten(0, 1)})
+        pieces = columnwise(x.reshape(len(which), -1, x.shape[-1]), self.site, which, linear.weight, linear.bias)
+        return [piece.unflatten(0, (x.shape[0] // len(which), *x.shape[1:-1])) for piece in pieces]
 
     def looped(self) -> "ModelCall":
         return ModelCall(self.site, self.xs, self.made, self.run, folded=False)

@@ -26,6 +26,18 @@ def grouped(x: Tensor, site: Site, weight: Tensor, bias: Tensor | None) -> Tenso
     return out if bias is None else out + bias.to(out.dtype)  # under autocast the product is of lower precision
 
 
+def columnwise(x: Tensor, site: Site, which: Sequence[int], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """``x`` [readings in ``which``, rows, in] times the columns of each -> for each [rows, its columns]."""
+    columns = [site.readings[n].columns or () for n in which]
+    split, chosen = _split_columns(columns, weight)
+    if split is None:
+        made = [x[n] @ weight[:, list(cols)] for n, cols in enumerate(columns)]
+        return tuple(m if bias is None else m + bias[list(c)] for m, c in zip(made, columns, strict=True))
+    if bias is None:
+        return torch.bmm(x, split).unbind()
+    return torch.baddbmm(bias[chosen].view(len(columns), 1, -1), x, split).unbind()
+
+
 def ungrouped(grad: Tensor, site: Site, weight: Tensor) -> Tensor:
     """The transpose of ``grouped``: gradient [rows, out] -> [readings, rows, in]."""
     columns = [r.columns or () for r in site.readings]

@@ -35,6 +35,10 @@ class Listener(ABC):
         """The model is about to run."""
         return
 
+    def portion(self, write: Write) -> Write | None:
+        """What of a write is to be made and heard: all, some of its writers, or nothing."""
+        return write if (self.wants_writes if write.writers else self.wants_constants) else None
+
     def stands(self, state: State, x: Tensor) -> None:
         """A state of a stream was computed: ``x`` [batch, ...]. All its writers have been heard."""
         return
@@ -171,8 +175,10 @@ class Tap(Follower):
     # writing --------------------------------------------------------------------------------------------
 
     def _contribute(self, write: Write, operand: Tensor) -> None:
-        if not (self.listener.wants_writes if write.writers else self.listener.wants_constants):
+        heard = self.listener.portion(write)
+        if heard is None:
             return
+        write = heard
         if write.divided is not None:
             outs, bias = self._parts(write, write.divided, operand)
             if bias is not None:
