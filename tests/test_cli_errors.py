@@ -306,14 +306,14 @@ WRONG = {
         ("voltmeter: there is no metric 'logits'", "~  nearest: .*logit-difference.*"),
     ),
     "unknown method": Refusal(
-        "discover hooked:tiny --task pairs.jsonl --method acdc",
-        ("voltmeter: there is no method called 'acdc'", "~  nearest: .*", "  methods: eap, edge-sp"),
+        "discover hooked:tiny --task pairs.jsonl --method adcd",
+        ("voltmeter: there is no method called 'adcd'", "~  nearest: .*acdc.*", "~  methods: .*eap.*edge-sp.*"),
     ),
     "unknown setting": Refusal(
         "discover hooked:tiny --task pairs.jsonl --set steps=3",
         (
             "voltmeter: edge-sp has no setting called 'steps'",
-            "  its settings: n_steps, learning_rate, price, spread, target, objective, initial",
+            "  its settings: n_steps, learning_rate, price, spread, target, objective, initial, warm_start, warm_gain",
         ),
     ),
     "a setting of the wrong kind": Refusal(
@@ -350,13 +350,13 @@ WRONG = {
             "voltmeter: edge-sp cannot work with these settings",
             "  learning_rate is 0.0, a number above 0 was expected",
             "  spread is 0.0, a number from 1 was expected",
-            "  target is -5, a number of edges from 1, or None was expected",
             "  initial is 2.0, a probability between 0 and 1 was expected",
+            "  target is -5, a whole number from 1, or None was expected",
         ),
     ),
     "a price that is none": Refusal(
         "discover hooked:tiny --task pairs.jsonl --edges 3 --set price=0",
-        ("voltmeter: edge-sp cannot work with these settings", "  price is 0.0, a number above 0 was expected"),
+        ("voltmeter: edge-sp cannot work with these settings", "  price is 0.0, a number above 0 to be steered was expected"),
     ),
     "a price that is no number": Refusal(
         "discover hooked:tiny --task pairs.jsonl --set price=nan",

@@ -19,7 +19,15 @@ from voltmeter.errors import CircuitError, FillError, KeepError, MetricError, Ta
 from voltmeter.task import Pairs, Task, metric_of
 from voltmeter.task.metric import KL, LOGIT_DIFFERENCE
 
-QUICK: dict[str, dict[str, Any]] = {"edge-sp": {"n_steps": 12}}
+QUICK: dict[str, dict[str, Any]] = {
+    "acdc": {"thresholds": (0.03, 0.3), "n_pairs": 8},
+    "eap-ig-activations": {"n_points": 2},
+    "edge-pruning": {"n_steps": 4},
+    "edge-sp": {"n_steps": 12},
+    "ensemble": {"member_settings": {"edge-sp": {"n_steps": 4}}},
+    "node-sp": {"n_steps": 4},
+    "ugs": {"n_steps": 4},
+}
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from voltmeter.cli.subject import Ability, Subject, ability, load_subject, show_
 from voltmeter.discover import Judge, Method, Question, prepare_fill
 from voltmeter.discover.discover import conditions_of
 from voltmeter.discover.method import State, run_method
+from voltmeter.errors import VoltmeterError
 from voltmeter.report import page
 from voltmeter.run.fill import Fill
 
@@ -115,6 +116,11 @@ def _prepared(asked: Asked, screen: Screen) -> Job:
     size = Size.asked(asked.edges, asked.faithful)
     method = method_asked(asked.method, asked.steps, asked.set, size.edges)
     require_names(asked.fill, asked.metric)
+    if method.settings().get("learn_fill"):
+        raise VoltmeterError(
+            f"{method.name} was asked to learn what cut edges carry, which a run directory does not hold",
+            mend="leave --set learn_fill out, or call voltmeter.discover in Python",
+        )
     dtype, device = dtype_named(asked.dtype), device_named(asked.device)
     if asked.out is not None:
         _check_before_loading(asked.out)

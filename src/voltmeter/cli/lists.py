@@ -23,7 +23,7 @@ def tasks() -> None:
 def methods() -> None:
     """Every method, and under it the settings that ``--set`` takes."""
     rows = []
-    for name, cls in METHODS.items():
+    for name, cls in sorted(METHODS.items()):
         rows.append((name, first_sentence(getdoc(cls) or "")))
         settings = [f"{f.name}={'' if f.default is MISSING else f.default}" for f in fields(cls)]
         if settings:

@@ -1,5 +1,6 @@
-"""Edge attribution patching."""
+"""Edge attribution patching, and what the methods that follow gradients share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,10 +9,52 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voltmeter.discover.method import Method, State, register, with_gradient
-from voltmeter.discover.question import Question, reduced
+from voltmeter.discover.question import Batch, Question, reduced
 from voltmeter.errors import MetricError
 from voltmeter.run.run import attribute
 from voltmeter.task.metric import KL
+from voltmeter.wiring.wiring import Wiring
+
+
+def refuse_kl(question: Question, method: str) -> None:
+    """Raises MetricError where the metric is KL, whose gradient at the full model is zero."""
+    if question.task.metric == KL:
+        raise MetricError(
+            f"{method} takes the gradient at the full model, where kl is at its best: it is zero for every edge",
+            mend="use logit-difference or log-probability, or another method",
+        )
+
+
+def summed_metric(question: Question, batch: Batch, method: str) -> Callable[[Any], Tensor]:
+    """What the model returned -> the metric summed over the batch. It raises MetricError where that has no gradient."""
+    metric = question.task.metric
+    full = question.full_answers(batch) if "full" in metric.needs else None
+
+    def score(outputs: Any) -> Tensor:
+        values = metric(reduced(outputs, batch.pairs, metric), batch.pairs, full=full)
+        return with_gradient(values.sum(), metric.name, method)
+
+    return score
+
+
+def layers_of(wiring: Wiring) -> tuple[frozenset[str], ...]:
+    """The components of each layer, in order of reading.
+
+    A layer is what stands under one numbered module (``transformer.h.3``, ``layer1.0``): attention and MLP together. A
+    component outside of any is a layer of its own; inputs and outputs belong to none.
+    """
+    layers: dict[str, set[str]] = {}
+    for reader in wiring.readers:
+        if reader.feeds:
+            layers.setdefault(_numbered(reader.module) or reader.component, set()).add(reader.component)
+    return tuple(frozenset(components) for components in layers.values())
+
+
+def _numbered(path: str) -> str | None:
+    """``path`` up to its first number."""
+    names = path.split(".")
+    numbers = [at for at, name in enumerate(names) if name.isdigit()]
+    return ".".join(names[: numbers[0] + 1]) if numbers else None
 
 
 @register
@@ -29,22 +72,12 @@ class Eap(Method):
         return question.n_batches
 
     def start(self, question: Question) -> State:
-        if question.task.metric == KL:
-            raise MetricError(
-                "eap takes the gradient at the full model, where kl is at its best: it is zero for every edge",
-                mend="use logit-difference or log-probability, or another method",
-            )
+        refuse_kl(question, self.name)
         return {"total": torch.zeros(question.n_edges, dtype=torch.float64)}
 
     def step(self, question: Question, state: State, number: int) -> State:
         batch = question.batch(number)
-        metric = question.task.metric
-        full = question.full_answers(batch) if "full" in metric.needs else None
-
-        def score(outputs: Any) -> Tensor:
-            values = metric(reduced(outputs, batch.pairs, metric), batch.pairs, full=full)
-            return with_gradient(values.sum(), metric.name, self.name)
-
+        score = summed_metric(question, batch, self.name)
         gradient, _ = attribute(question.wiring, batch.clean, batch.fill, batch.corrupted, score)
         return {"total": state["total"] + gradient}
 

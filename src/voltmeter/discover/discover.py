@@ -11,7 +11,7 @@ import torch
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.circuit.scores import Conditions, Scores
 from voltmeter.discover.faithful import Judge, smallest_faithful
-from voltmeter.discover.method import Method, Progress, State, method_named, run_method
+from voltmeter.discover.method import Method, Progress, State, final_state, method_named, scores_of
 from voltmeter.discover.question import Question, prepare_fill
 from voltmeter.run.fill import Fill, Fixed
 from voltmeter.task.task import Task
@@ -32,18 +32,25 @@ def discover(
     resume: tuple[int, State] | None = None,
     **settings: Any,
 ) -> Scores:
-    """Score every edge by ``method`` ("eap", "edge-sp", or a ``Method``), and say under what conditions.
+    """Score every edge by ``method`` (a name of ``METHODS``, or a ``Method``), and say under what conditions.
 
     ``settings`` are the method's own (see its class). ``progress(step, steps, state)`` is called after every step;
     ``resume=(step, state)`` continues from there to the same result. The model is not changed.
+
+    A method that learns what cut edges carry (``ugs`` with ``learn_fill``) gives scores that hold under that fill:
+    ``scores.circuit(faithful=...)`` judges by it, and ``final_state`` with ``learned_fill`` hands it out.
 
     ``scores.circuit(edges=...)`` takes the best edges, ``scores.circuit(faithful=...)`` the fewest that are faithful.
     Costs what the method's class says. Raises VoltmeterError for unknown methods and settings, FillError, TaskError.
     """
     chosen = method_named(method, settings) if isinstance(method, str) else method
     question = ask(wiring, task, fill, seed=seed, batch_size=batch_size)
-    values = run_method(chosen, question, progress, resume)
-    conditions = conditions_of(question, chosen, own_fill=isinstance(fill, Fill))
+    state = final_state(chosen, question, progress, resume)
+    values = scores_of(chosen, question, state)
+    learned = chosen.learned_fill(question, state)
+    if learned is not None:
+        question = Question(wiring, task, learned, seed, batch_size)
+    conditions = conditions_of(question, chosen, own_fill=isinstance(fill, Fill) or learned is not None)
     return Scores(wiring.edges.names, values, chosen.name, conditions, _Smallest(question))
 
 

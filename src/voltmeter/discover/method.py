@@ -15,6 +15,7 @@ from torch import Tensor
 
 from voltmeter.discover.question import Question
 from voltmeter.errors import MetricError, VoltmeterError, nearest
+from voltmeter.run.fill import Fill
 
 State = dict[str, Tensor]
 
@@ -42,6 +43,10 @@ class Method(ABC):
     def values(self, question: Question, state: State) -> Float[Tensor, "edge"]:
         """One score per edge, from a finished state."""
 
+    def learned_fill(self, question: Question, state: State) -> Fill | None:
+        """The fill that was trained along with the scores, under which they hold; None where none was."""
+        return None
+
     def settings(self) -> dict[str, Any]:
         """The settings as plain data."""
         return asdict(self)
@@ -60,7 +65,7 @@ def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method
     """A method by name with settings. Raises VoltmeterError naming the nearest, or the settings there are."""
     if name not in METHODS:
         raise VoltmeterError(
-            f"there is no method called '{name}'", [nearest(name, list(METHODS))], f"methods: {', '.join(METHODS)}"
+            f"there is no method called '{name}'", [nearest(name, list(METHODS))], f"methods: {', '.join(sorted(METHODS))}"
         )
     cls = METHODS[name]
     known = [f.name for f in fields(cls)]
@@ -92,14 +97,29 @@ def run_method(
     progress: Progress | None = None,
     resume: tuple[int, State] | None = None,
 ) -> Float[Tensor, "edge"]:
-    """All steps from ``resume`` (a step's number and the state after it) or from the start."""
+    """The scores after all steps, from ``resume`` (a step's number and the state after it) or from the start."""
+    return scores_of(method, question, final_state(method, question, progress, resume))
+
+
+def scores_of(method: Method, question: Question, state: State) -> Float[Tensor, "edge"]:
+    """The scores of a finished state, in float32 on the CPU."""
+    return method.values(question, state).detach().cpu().float()
+
+
+def final_state(
+    method: Method,
+    question: Question,
+    progress: Progress | None = None,
+    resume: tuple[int, State] | None = None,
+) -> State:
+    """The state after all steps, from ``resume`` or from the start."""
     done, state = resume if resume is not None else (0, method.start(question))
     total = method.steps(question)
     for number in range(done, total):
         state = method.step(question, state, number)
         if progress is not None:
             progress(number + 1, total, state)
-    return method.values(question, state).detach().cpu().float()
+    return state
 
 
 def seeded(question: Question, number: int) -> torch.Generator:

@@ -87,6 +87,7 @@ class Question:
     batch_size: int = 32
     _cache: dict[int, Batch] = field(default_factory=dict, repr=False)
     _full: dict[int, Any] = field(default_factory=dict, repr=False)  # what the full model answers to batches kept
+    ready: dict[Any, Any] = field(default_factory=dict, repr=False)  # what else is worth keeping between steps
 
     def __post_init__(self) -> None:
         if len(self.wiring.edges) == 0:

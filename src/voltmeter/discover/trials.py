@@ -1,0 +1,96 @@
+"""Many circuits tried on one batch of pairs, each run from where it differs from what they share."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from voltmeter.discover.question import Batch, Question, cut_answers, has_logits, plain_answers, reduced
+from voltmeter.run.late import late_weights
+from voltmeter.run.prefix import Prefix
+from voltmeter.task.metric import KL, Metric, logits_at_answer
+from voltmeter.wiring.inputs import call, expand_rows
+from voltmeter.wiring.wiring import Wiring
+
+OBJECTIVES = ("kl", "metric")
+
+
+class Trials:
+    """A batch on which circuits are tried, up to ``circuits`` in a run (None: as many as fit the caches well).
+
+    ``keep``: what the circuits have in common; the model is run from the first reader that differs from it. Costs a
+    forward with edges cut when made, and one of ``circuits`` times the batch.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        batch: Batch,
+        metric: Metric,
+        circuits: int | None = None,
+        keep: Float[Tensor, "edge"] | None = None,
+    ) -> None:
+        self.wiring, self.batch, self.metric = wiring, batch, metric
+        self.prefix = Prefix(wiring, batch.clean, batch.fill, circuits, keep, _late(wiring, batch, metric))
+        self.circuits = self.prefix.circuits
+        self._pairs = batch.pairs.batch(list(range(len(batch.pairs))) * self.circuits)
+        self._one_full = plain_answers(wiring, batch, metric)
+        self._full = expand_rows(self._one_full, self.circuits) if "full" in metric.needs else None
+        self.full = metric(self._one_full, batch.pairs, full=self._one_full).double().cpu()
+
+    def values(self, keep: Float[Tensor, "circuit edge"]) -> Float64[Tensor, "circuit pair"]:
+        """The metric of every pair under every circuit; any number of circuits."""
+        return torch.cat([self._values(part) for part in keep.split(self.circuits)])
+
+    def _values(self, keep: Tensor) -> Tensor:
+        count = len(keep)
+        padded = torch.cat([keep, keep[-1:].expand(self.circuits - count, -1)])  # one size, whatever is tried
+        outputs = self.prefix.run(padded)
+        flat = tree_map(lambda leaf: leaf.flatten(0, 1) if isinstance(leaf, Tensor) else leaf, outputs)
+        values = self.metric(reduced(flat, self._pairs, self.metric), self._pairs, full=self._full)
+        return values.double().cpu().view(self.circuits, -1)[:count]
+
+    def alone(self, keep: Float[Tensor, "edge"]) -> Float64[Tensor, "pair"]:
+        """The metric of every pair under one circuit, by a plain cut run: nothing is shared or batched."""
+        with torch.no_grad():
+            answers = cut_answers(self.wiring, self.batch, keep, self.metric)
+            return self.metric(answers, self.batch.pairs, full=self._one_full).double().cpu()
+
+
+def _late(wiring: Wiring, batch: Batch, metric: Metric) -> tuple[Tensor, frozenset[int]] | None:
+    """Where the answer is read, and the weights whose products matter nowhere else; None where it is not one place."""
+    pairs = batch.pairs
+    with torch.no_grad():
+        outputs = call(wiring.model, batch.clean)
+    if not metric.at_answer or pairs.is_sequence or not has_logits(outputs, pairs) or bool((pairs.position < 0).any()):
+        return None
+    positions = pairs.position.to(logits_at_answer(outputs, pairs).device)
+    return positions, late_weights(
+        wiring.model, batch.clean, positions, lambda outputs: logits_at_answer(outputs, pairs)
+    )
+
+
+def trials_on(question: Question, metric: Metric, number: int, circuits: int | None = None, kept: int = 1) -> Trials:
+    """A batch of the train pairs to try circuits on. The last ``kept`` made stay ready for the next step."""
+    key = ("trials", metric.name, number, circuits)
+    if key not in question.ready:
+        made = [each for each in question.ready if each[0] == "trials"]
+        for old in made[: len(made) - kept + 1]:
+            del question.ready[old]
+        question.ready[key] = Trials(question.wiring, question.batch(number), metric, circuits)
+    found: Trials = question.ready[key]
+    return found
+
+
+def objective_of(name: str, metric: Metric, wiring: Wiring, batch: Batch) -> Metric:
+    """What a search looks at: "kl" to the full model where it returns logits to compare, else the task's metric."""
+    if name == "kl" and has_logits(plain_answers(wiring, batch, KL), batch.pairs):
+        return KL
+    return metric
+
+
+def in_chunks(count: int, size: int) -> Iterator[range]:
+    """0 .. count - 1, ``size`` at a time."""
+    return (range(at, min(at + size, count)) for at in range(0, count, size))

@@ -1,0 +1,104 @@
+"""Every edge cut alone, and ACDC: fast forms give what the slow and obvious ones give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import voltmeter as vm
+from voltmeter.discover import ask
+from voltmeter.discover.acdc import Acdc, _Guess
+from voltmeter.discover.exact import Exact
+from voltmeter.discover.method import State, final_state
+from voltmeter.errors import VoltmeterError
+from voltmeter.task import Task
+from voltmeter.task.metric import LOGIT_DIFFERENCE
+
+
+@pytest.fixture(scope="module")
+def few() -> tuple[vm.wiring.Wiring, Task]:
+    model, task = vm.load("demo")
+    assert task is not None
+    return vm.wire(model, task.example), Task("few", task.train.batch(range(8)), task.held_out.batch(range(8)))
+
+
+def searched(few: Any, **settings: Any) -> State:
+    method = Acdc(**{"thresholds": (0.03,), "n_pairs": 8, **settings})
+    return final_state(method, ask(*few, batch_size=8))
+
+
+@pytest.mark.parametrize("fill", ["resample", "zero"])
+def test_exact_is_what_each_cut_costs(few: Any, fill: str) -> None:
+    wiring, task = few
+    scores = vm.discover(wiring, task, Exact(circuits=40), fill)
+    pairs, values = task.train, ask(wiring, task, fill).fill
+    with torch.no_grad():
+        full = LOGIT_DIFFERENCE(wiring.model(pairs.clean), pairs).mean()
+    for edge in range(0, len(wiring.edges), 9):
+        keep = torch.ones(len(wiring.edges))
+        keep[edge] = 0
+        cut = LOGIT_DIFFERENCE(vm.run(wiring, pairs.clean, keep, values, pairs.corrupted), pairs).mean()
+        # float32, logits of size 10
+        assert abs(float(scores.values[edge]) - float(full - cut)) < 1e-5
+
+
+def test_fast_acdc_decides_as_sequential_acdc(few: Any) -> None:
+    for order in ("last-first", "random"):
+        fast, slow = (searched(few, fast=quick, order=order) for quick in (True, False))
+        assert torch.equal(fast["keep"], slow["keep"])
+        assert 0 < int(fast["keep"].sum()) < 60
+        # An edge whose reader comes to lead nowhere while its batch is decided was tried by then.
+        assert 0 <= int(fast["tried"][0]) - int(slow["tried"][0]) <= 16
+
+
+def test_wrong_guesses_cost_runs_and_change_nothing(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = searched(few)
+    monkeypatch.setattr(_Guess, "cut", lambda self, edges: [edge % 3 > 0 for edge in edges])
+    wrong = searched(few)
+    assert torch.equal(right["keep"], wrong["keep"])
+    assert int(wrong["tried"][1]) > int(right["tried"][1])
+
+
+def test_every_decision_is_the_published_one(few: Any) -> None:
+    """From the outputs backwards, an edge goes when the circuit as it stands loses less than the threshold by it."""
+    wiring, task = few
+    found = searched(few, objective="metric", thresholds=(0.5,), absolute=True)
+    pairs, fill = task.train, vm.fill.resample()
+
+    def loss(keep: torch.Tensor) -> float:
+        return -float(LOGIT_DIFFERENCE(vm.run(wiring, pairs.clean, keep, fill, pairs.corrupted), pairs).mean())
+
+    keep = torch.ones(len(wiring.edges))
+    now = loss(keep)
+    for edge in found["order"].tolist():
+        without = keep.clone()
+        without[edge] = 0
+        then = loss(without)
+        if then - now < 0.5:
+            keep, now = without, then
+    assert torch.equal(keep, found["keep"][0])
+    readers = wiring.edges.reader_numbers[found["order"]]
+    assert bool((readers.diff() <= 0).all())
+
+
+def test_a_score_is_the_largest_threshold_that_keeps_the_edge(few: Any) -> None:
+    levels = (0.01, 0.1)
+    method, question = Acdc(thresholds=levels, n_pairs=8), ask(*few, batch_size=8)
+    state = final_state(method, question)
+    for edge, score in enumerate(method.values(question, state).tolist()):
+        kept = [level for level, keep in zip(levels, state["keep"][:, edge].tolist(), strict=True) if keep]
+        assert score == max(kept, default=0)
+    assert set(method.values(question, state).tolist()) == {0, *levels}
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(VoltmeterError) as told:
+        Acdc(thresholds=(), order="sideways", circuits=0)
+    text = str(told.value)
+    assert "acdc cannot work with these settings" in text
+    for line in ("thresholds is (), numbers above 0 was expected", "order is sideways", "circuits is 0"):
+        assert line in text
+    with pytest.raises(VoltmeterError, match="circuits is -1"):
+        Exact(circuits=-1)
