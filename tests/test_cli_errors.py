@@ -356,7 +356,10 @@ WRONG = {
     ),
     "a price that is none": Refusal(
         "discover hooked:tiny --task pairs.jsonl --edges 3 --set price=0",
-        ("voltmeter: edge-sp cannot work with these settings", "  price is 0.0, a number above 0 to be steered was expected"),
+        (
+            "voltmeter: edge-sp cannot work with these settings",
+            "  price is 0.0, a number above 0 to be steered was expected",
+        ),
     ),
     "a price that is no number": Refusal(
         "discover hooked:tiny --task pairs.jsonl --set price=nan",

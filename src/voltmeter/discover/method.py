@@ -65,7 +65,9 @@ def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method
     """A method by name with settings. Raises VoltmeterError naming the nearest, or the settings there are."""
     if name not in METHODS:
         raise VoltmeterError(
-            f"there is no method called '{name}'", [nearest(name, list(METHODS))], f"methods: {', '.join(sorted(METHODS))}"
+            f"there is no method called '{name}'",
+            [nearest(name, list(METHODS))],
+            f"methods: {', '.join(sorted(METHODS))}",
         )
     cls = METHODS[name]
     known = [f.name for f in fields(cls)]
