@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import voltmeter as vm
-from voltmeter.discover import ask
+from voltmeter.discover import ask, trials
 from voltmeter.discover.acdc import Acdc, _Guess
 from voltmeter.discover.exact import Exact
 from voltmeter.discover.method import State, final_state
-from voltmeter.errors import VoltmeterError
+from voltmeter.errors import MetricError, VoltmeterError
 from voltmeter.task import Task
-from voltmeter.task.metric import LOGIT_DIFFERENCE
+from voltmeter.task.metric import KL, LOGIT_DIFFERENCE, metric_of
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,7 @@ def test_fast_acdc_decides_as_sequential_acdc(few: Any) -> None:
         fast, slow = (searched(few, fast=quick, order=order) for quick in (True, False))
         assert torch.equal(fast["keep"], slow["keep"])
         assert 0 < int(fast["keep"].sum()) < 60
-        # An edge whose reader comes to lead nowhere while its batch is decided was tried by then.
-        assert 0 <= int(fast["tried"][0]) - int(slow["tried"][0]) <= 16
+        assert int(fast["tried"][0]) == int(slow["tried"][0])  # no edge is tried whose reader leads nowhere by then
 
 
 def test_wrong_guesses_cost_runs_and_change_nothing(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +91,30 @@ def test_a_score_is_the_largest_threshold_that_keeps_the_edge(few: Any) -> None:
         kept = [level for level, keep in zip(levels, state["keep"][:, edge].tolist(), strict=True) if keep]
         assert score == max(kept, default=0)
     assert set(method.values(question, state).tolist()) == {0, *levels}
+
+
+def test_a_share_of_no_loss_is_no_threshold(few: Any) -> None:
+    """Where keeping nothing loses nothing, a share of that is below what it costs to cut an edge that does nothing."""
+    wiring, task = few
+    worse = metric_of("how wrong", lambda outputs, pairs: -LOGIT_DIFFERENCE(outputs, pairs))
+    with pytest.raises(MetricError) as told:
+        searched((wiring, replace(task, metric=worse)), objective="metric")
+    told.match(r"keeping no edge loses nothing, so a share of that loss is no threshold\n  loss \(metric\) of the full")
+    told.match("give absolute=True with thresholds in units of the loss, another metric, or other corrupted inputs")
+
+
+def test_one_by_one_nothing_is_rehearsed(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal holds what a whole batch of circuits computes: the sequential form has no use for it."""
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("rehearsed")
+
+    monkeypatch.setattr(trials, "Prefix", refuse)
+    question = ask(*few, batch_size=8)
+    tried = trials.trials_on(question, KL, 0, 1)
+    assert float(tried.alone(torch.ones(question.n_edges)).abs().max()) < 1e-6  # float32: KL to itself
+    with pytest.raises(AssertionError, match="rehearsed"):
+        tried.values(torch.ones(1, question.n_edges))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -81,21 +81,21 @@ def _remember(patch: pytest.MonkeyPatch) -> None:
         self.tape.gdelta = kept
 
     patch.setattr(engine.Cut, "begin", haunted)
-    patch.setattr(engine, "_claim", lambda tape: None)
+    patch.setattr(engine, "claim", lambda tape: None)
 
 
 def _half_gradient(patch: pytest.MonkeyPatch) -> None:
-    against = engine._against
-    patch.setattr(engine, "_against", lambda grad, delta, cut: 0.5 * against(grad, delta, cut))
+    against = engine.against
+    patch.setattr(engine, "against", lambda grad, delta, cut: 0.5 * against(grad, delta, cut))
 
 
 def _turned_gradient(patch: pytest.MonkeyPatch) -> None:
-    against = engine._against
-    patch.setattr(engine, "_against", lambda grad, delta, cut: -against(grad, delta, cut))
+    against = engine.against
+    patch.setattr(engine, "against", lambda grad, delta, cut: -against(grad, delta, cut))
 
 
 def _no_gradient_to_writers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine, "_accumulate", lambda total, rows, cut, grad: None)
+    patch.setattr(engine, "accumulate", lambda total, rows, cut, grad: None)
 
 
 @pytest.mark.parametrize(

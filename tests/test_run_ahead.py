@@ -59,13 +59,13 @@ def test_what_was_begun_is_not_mixed_again(monkeypatch: pytest.MonkeyPatch) -> N
     """The MLP's own product is over the deltas that came since: its layer's heads."""
     wiring = models.wired(Transformer(layers=3, heads=4, kv=4))
     products: list[tuple[int, int]] = []
-    mix = engine._mix
+    mix = engine.mix
 
     def counted(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
         products.append((share.shape[-2], share.shape[-1]))
         return mix(share, pieces, shape)
 
-    monkeypatch.setattr(engine, "_mix", counted)
+    monkeypatch.setattr(engine, "mix", counted)
     tokens = models.tokens(2, 5, 0)
     keep = torch.zeros(len(wiring.edges), dtype=torch.float64)
     with torch.no_grad():

@@ -12,10 +12,14 @@ import pytest
 import torch
 from cases import Case, Rewired
 from models import Convolutional, Residual, Transformer, cast
+from specimen import seeded
 from torch import Tensor
 
 import voltmeter
-from voltmeter.run import engine
+from voltmeter.run.engine import nothing_kept
+from voltmeter.run.mixing import against
+from voltmeter.run.points import plain_point
+from voltmeter.run.tape import Tape
 
 DEVICES = [
     "cpu",
@@ -150,7 +154,34 @@ def test_the_keep_may_lie_on_the_processor(device: str) -> None:
 def test_sums_of_bfloat16_are_in_float32() -> None:
     """What is read has the model's own precision again."""
     low, _ = pair(case_of(RECIPES[2], torch.bfloat16, "mean"), "cpu")
-    assert engine.Tape((3,)).buffer(0, torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert Tape((3,)).buffer(0, torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
     reads = laws.reads_of(low, low.keep())
     assert {read.dtype for read in reads.values()} == {torch.bfloat16}
     assert low.run().dtype == torch.bfloat16
+
+
+def test_sums_over_deltas_keep_their_precision_under_autocast() -> None:
+    """Products of the model's own are made in 16 bits there; what cut edges carry is added up as elsewhere."""
+    state = models.wired(RECIPES[1], torch.float32).plan.states[-1]
+    fill, like = seeded(0, len(state.members), 2, 3, 4), seeded(1, 2, 3, 4)
+    cut, grad = seeded(2, 5, len(state.members)), seeded(3, 5, 2, 3, 4)
+    made = []
+    for low in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            made.append((nothing_kept(state, fill, {}, None, like, like), against(grad, fill, cut)))
+    for plain, under in zip(*made, strict=True):
+        assert torch.equal(plain, under)
+
+
+def test_a_forward_under_autocast_can_be_differentiated_outside_it() -> None:
+    low = models.wired(RECIPES[1], torch.float32)
+    inputs = cast(RECIPES[1].inputs(2, 5, seed=1), torch.float32)
+    values = voltmeter.fill.zero().values_for(low, inputs)
+    totals = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            point, value = plain_point(low, inputs, values, lambda outputs: outputs.float().square().sum())
+        value.backward()
+        totals.append(point.total)
+    # bfloat16: eight bits, over the products of three layers
+    laws.assert_close(totals[1], totals[0], 0.05)

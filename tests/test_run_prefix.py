@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 import voltmeter as vm
 from voltmeter.errors import KeepError
-from voltmeter.run.late import late_weights, only_at
+from voltmeter.run.late import Late, late_products, only_at
 from voltmeter.run.prefix import Prefix
 from voltmeter.wiring.inputs import altered, call, output_tensors
 
@@ -40,13 +40,6 @@ def built(specimen: Specimen) -> tuple[vm.wiring.Wiring, object, object]:
     return vm.wire(model, example), example, altered(example)
 
 
-def at_real_tokens(outputs: object, inputs: object) -> list[Tensor]:
-    """At padding, where nothing is cut, what an idle reader reads shows; nobody looks there."""
-    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-    found = output_tensors(outputs)
-    return found if mask is None else [t[:, mask.bool()] if t.shape[1:3] == mask.shape else t for t in found]
-
-
 @pytest.mark.parametrize("specimen", SPECIMENS, ids=str)
 def test_circuits_run_from_where_they_differ_are_those_run_whole(specimen: Specimen) -> None:
     wiring, inputs, corrupted = built(specimen)
@@ -63,8 +56,8 @@ def test_circuits_run_from_where_they_differ_are_those_run_whole(specimen: Speci
                 keep = shared.repeat(3, 1)
                 keep[0, start], keep[1, end - 1], keep[2, start:end] = 0, 0.3, 1 - keep[2, start:end]
                 keep[:, end:] *= (torch.rand(n - end, generator=generator) < 0.5).float()
-                found = at_real_tokens(prefix.run(keep), inputs)
-                whole = at_real_tokens(vm.run(wiring, inputs, keep, values, axes="circuit edge"), inputs)
+                found = output_tensors(prefix.run(keep))
+                whole = output_tensors(vm.run(wiring, inputs, keep, values, axes="circuit edge"))
                 for one, other in zip(found, whole, strict=True):
                     assert_close(one, other, tolerance, f"{fill.name}, from {wiring.readers[reader].name}")
 
@@ -116,13 +109,13 @@ def test_a_result_changed_in_place_later_is_not_taken_for_what_it_was() -> None:
     prefix = Prefix(wiring, inputs, values, circuits=1)
     keep = torch.ones(len(wiring.edges))
     keep[wiring.edges.starts[len(wiring.readers) // 2]] = 0
-    assert prefix._start(keep != 1) is None
+    assert prefix._start(prefix._first_call(keep != 1)) is None
     (other,) = (s for s in SPECIMENS if s.name == "flat-view")
     wiring, inputs, corrupted = built(other)
     prefix = Prefix(wiring, inputs, vm.fill.resample().values_for(wiring, inputs, corrupted), circuits=1)
     keep = torch.ones(len(wiring.edges))
     keep[wiring.edges.starts[len(wiring.readers) // 2]] = 0
-    assert prefix._start(keep != 1) is not None
+    assert prefix._start(prefix._first_call(keep != 1)) is not None
 
 
 class Mixing(nn.Module):
@@ -138,7 +131,7 @@ class Mixing(nn.Module):
         return found
 
 
-def test_late_weights_are_those_after_the_last_mixing_of_positions() -> None:
+def test_late_products_are_those_after_the_last_mixing_of_positions() -> None:
     torch.manual_seed(0)
     model, x = Mixing().eval(), torch.randn(3, 5, 4)
     at = torch.tensor([4, 2, 3])
@@ -146,13 +139,13 @@ def test_late_weights_are_those_after_the_last_mixing_of_positions() -> None:
     def answer(outputs: Tensor) -> Tensor:
         return outputs[torch.arange(3), at]
 
-    late = late_weights(model, x, at, answer)
-    assert late == {id(model.third.weight)}
+    late = late_products(model, x, at, answer)
+    assert late.lengths == {id(model.third.weight): 5}
     with torch.no_grad():
         whole = model(x)
-        with only_at(at, late):
+        with only_at(late):
             found = call(model, x)
-        with only_at(at, frozenset({id(model.second.weight)})):
+        with only_at(Late(at, {id(model.second.weight): 5})):
             one_too_many = call(model, x)
     # float32: a product over fewer rows rounds otherwise
     assert_close(answer(found), answer(whole), 1e-6)

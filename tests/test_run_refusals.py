@@ -170,14 +170,17 @@ def test_params_of_another_shape(reference: bool) -> None:
         lambda: attribute(WIRING, INPUTS, fill.zero(), None, lambda outputs: outputs.sum()),
         lambda: fill.mean(WIRING, [INPUTS]),
         lambda: record(WIRING).__enter__(),
+        lambda: voltmeter.wire(WIRING.model, INPUTS),
+        lambda: WIRING.coarsen(),
+        lambda: WIRING.weights("a0.h0"),
     ],
 )
 def test_a_model_that_is_being_recorded(ask: Callable[[], Any]) -> None:
     with laws.law_5(WIRING.model), pytest.raises(WiringError) as caught, record(WIRING):
         ask()
     assert str(caught.value) == (
-        "the model is being recorded, and can meanwhile neither be cut nor recorded once more\n"
-        "  inside record call wiring.model(...), and leave the with before run, fills or another record"
+        "the model is being recorded, and can meanwhile neither be wired, cut nor recorded once more\n"
+        "  inside record call wiring.model(...), and leave the with before run, fills, wire or another record"
     )
 
 

@@ -19,7 +19,7 @@ from voltmeter.run.points import plain_point
 
 ORDERS = ("last-first", "first-first", "random")
 _EDGES_PER_STEP = 256
-_CLOSE = 1e-6  # decisions nearer to the threshold are made again by runs alone, whose rounding is another
+_CLOSE = 2e-6  # of the loss (or of 1), rounding in float32: nearer decisions are made again, by runs alone
 
 
 @register
@@ -38,9 +38,10 @@ class Acdc(Method):
     ``fast``: edges are tried as a batch of the circuits that would follow if every guess before them came true; results
     count up to the first guess that does not. Nothing before the reader is computed again, and an edge whose reader
     leads nowhere is cut untried. The decisions are those of ``fast=False``, one forward with edges cut after another;
-    any within 1e-6 of the threshold is made by such runs. ``n_pairs``: train pairs the loss is a mean over, 0 for all
-    (whole batches, so it may be some more). Costs per threshold and edge: a part of a forward when fast,
-    one and a half or more when not. Affordable for heads; for neurons and latents take an attribution method.
+    any within rounding (of float32: 16-bit models round more) of the threshold is made by such runs. ``n_pairs``: train
+    pairs the loss is a mean over, 0 for all (whole batches, so it may be some more; all are held ready at once). Costs
+    per threshold and edge: a part of a forward when fast, one and a half or more when not. Affordable for heads; for
+    neurons and latents take an attribution method. Raises MetricError where keeping nothing loses nothing.
     """
 
     name: ClassVar[str] = "acdc"
@@ -51,7 +52,7 @@ class Acdc(Method):
     objective: str = "kl"
     order: str = "last-first"
     fast: bool = True
-    circuits: int = 16
+    circuits: int = 4
     n_pairs: int = 64
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Acdc(Method):
         trials = self.trials(question)
         nothing = _alone(trials, torch.zeros(question.n_edges))
         full = -float(torch.cat([each.full for each in trials]).mean())
-        unit = 1.0 if self.absolute else nothing - full
+        unit = 1.0 if self.absolute else _unit(self, full, nothing)
         return {
             "unit": torch.tensor(unit, dtype=torch.float64),
             "keep": torch.ones(len(self.thresholds), question.n_edges),
@@ -103,6 +104,17 @@ class Acdc(Method):
         if self.n_pairs:
             count = min(count, -(-self.n_pairs // question.batch_size))
         return [trials_on(question, metric, n, self.circuits if self.fast else 1, count) for n in range(count)]
+
+
+def _unit(method: Acdc, full: float, nothing: float) -> float:
+    """What thresholds are shares of. Raises MetricError where keeping nothing loses nothing."""
+    if not nothing > full:
+        raise MetricError(
+            "keeping no edge loses nothing, so a share of that loss is no threshold",
+            [f"loss ({method.objective}) of the full model: {full:.4g}, of nothing kept: {nothing:.4g}"],
+            "give absolute=True with thresholds in units of the loss, another metric, or other corrupted inputs",
+        )
+    return nothing - full
 
 
 def _order(order: str, question: Question) -> Tensor:
@@ -163,15 +175,16 @@ class _Search:
     def __init__(self, method: Acdc, question: Question, guess: _Guess) -> None:
         self.fast, self.most, self.guess, self.threshold = method.fast, method.circuits, guess, guess.threshold
         self.question, self.trials = question, method.trials(question)
+        self.idle = _Idle(question)
         self.tried = self.runs = 0
         self.loss: float | None = None  # under the circuit as it stands, in the way in which the next is measured
 
     def decide(self, keep: Tensor, edges: list[int]) -> Tensor:
         """``keep`` [edge] after the decisions about ``edges``, made in their order."""
         keep, waiting = keep.clone(), edges
-        idle = _Idle(self.question)
         while waiting:
-            keep[[e for e in waiting if idle(keep, e)]] = 0  # nothing hears their reader, nor will
+            self.idle.look(keep, waiting[0])
+            keep[[e for e in waiting if e in self.idle]] = 0  # nothing hears their reader, nor will
             waiting = [e for e in waiting if keep[e]]
             if waiting:
                 made = self._guessed(keep, waiting[: self.most]) if self.fast else self._next(keep, waiting[0])
@@ -198,17 +211,22 @@ class _Search:
         losses = self._losses(path if self.loss is not None else [*path, keep.clone()])
         loss = losses[len(path)] if self.loss is None else self.loss
         for made, (edge, guess, after) in enumerate(zip(edges, guesses, losses, strict=False)):
-            cost = after - loss
-            if abs(cost - self.threshold) <= _CLOSE:
-                cost = _alone(self.trials, path[made]) - _alone(self.trials, keep)
-                self.runs += 2
-            cut = self._decided(edge, cost)
+            self.idle.look(keep, edge)
+            cut = edge in self.idle or self._decided(edge, self._cost(keep, path[made], loss, after))
             if cut:
                 keep[edge], loss = 0, after
             if cut != guess:
                 break
         self.loss = loss
         return made + 1
+
+    def _cost(self, keep: Tensor, without: Tensor, loss: float, after: float) -> float:
+        """What a cut costs: as measured among others, or alone where that is too near to the threshold to say."""
+        cost = after - loss
+        if abs(cost - self.threshold) > _CLOSE * max(1.0, abs(loss), abs(after)):
+            return cost
+        self.runs += 2
+        return _alone(self.trials, without) - _alone(self.trials, keep)
 
     def _decided(self, edge: int, cost: float) -> bool:
         self.tried += 1
@@ -223,16 +241,19 @@ class _Search:
 
 
 class _Idle:
-    """Whether an edge's reader leads nowhere; asked again only when the readers after it have changed."""
+    """The edges whose readers lead nowhere, as of when the edges after those were decided: no more edges change it."""
 
     def __init__(self, question: Question) -> None:
         self.wiring = question.wiring
         self.readers = self.wiring.edges.reader_numbers.tolist()
         self.asked, self.found = -1, frozenset[int]()
 
-    def __call__(self, keep: Tensor, edge: int) -> bool:
+    def look(self, keep: Tensor, edge: int) -> None:
+        """Look again where ``edge`` is the first of its reader."""
         if self.readers[edge] != self.asked:
             self.asked, self.found = self.readers[edge], idle_readers(self.wiring, keep != 0)
+
+    def __contains__(self, edge: int) -> bool:
         return self.readers[edge] in self.found
 
 

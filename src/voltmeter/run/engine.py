@@ -13,92 +13,23 @@ autograd run them in the opposite order of the forward. The tape belongs to one 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from voltmeter.errors import TapeError, WiringError
+from voltmeter.errors import WiringError
 from voltmeter.run.ahead import readings_ahead
 from voltmeter.run.fill import FillValues
 from voltmeter.run.keep import Keep, of_site
-from voltmeter.run.memory import own, room
+from voltmeter.run.memory import own
+from voltmeter.run.mixing import Ahead, Begun, Share, accumulate, against, mix, with_ahead
 from voltmeter.run.padding import mask_for
+from voltmeter.run.tape import Rows, Tape, as_rows, claim, in_own_precision, write_deltas
+from voltmeter.wiring.inputs import batch_size
 from voltmeter.wiring.plan import Site, State, Write
 from voltmeter.wiring.tap import Listener, ReadingCall, readings_of
 from voltmeter.wiring.wiring import Wiring
-
-Rows = slice | list[int]
-
-_APART = 16  # entries: 64 bytes in float32
-
-
-class Tape:
-    """The buffers of one call: deltas, and in the backward pass their gradients."""
-
-    def __init__(self, counts: tuple[int, ...]) -> None:
-        self.counts = counts
-        self.rows: dict[int, Tensor] = {}  # two rows for where a mix starts from, so that it is one product
-        self.delta: dict[int, Tensor] = {}  # the rows after them
-        self.gdelta: dict[int, Tensor] = {}
-        self.backward: int | None = None  # the one backward pass that may use it
-
-    def buffer(self, stream: int, like: Tensor) -> Tensor:
-        """The deltas [writer, *shape] of a stream; float32 for 16-bit streams."""
-        if stream not in self.delta:
-            dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
-            # Not zeros: a row is read only after it was written.
-            self.rows[stream] = _rows(2 + self.counts[stream], like.shape, dtype, like.device)
-            self.delta[stream] = self.rows[stream][2:]
-        return self.delta[stream]
-
-    def after(self, stream: int, rows: Rows, starts: list[Tensor]) -> Tensor:
-        """What a mix adds up: ``starts``, then the deltas in ``rows``. A view where the rows are the first ones."""
-        buffer = self.rows[stream]
-        first = 2 - len(starts)
-        for at, start in enumerate(starts, first):
-            buffer[at] = start.reshape(buffer.shape[1:])
-        if isinstance(rows, slice) and rows.start == 0:
-            return buffer[first : 2 + rows.stop]
-        return torch.cat([buffer[first:2], buffer[2:][rows]])
-
-    def gradient(self, stream: int) -> Tensor:
-        """The gradient of the deltas, zeros when first asked for."""
-        if stream not in self.gdelta:
-            delta = self.delta[stream]
-            self.gdelta[stream] = _rows(len(delta), delta.shape[1:], delta.dtype, delta.device).zero_()
-        return self.gdelta[stream]
-
-
-def _rows(count: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for [count, *shape], a cache line between rows.
-
-    Rows whose distance is a multiple of the page size fall into the same few lines of the cache, and a product over
-    them takes a third longer.
-    """
-    size = shape.numel()
-    made: Tensor = room((count, size + _APART), dtype, device)[:, :size].unflatten(1, shape)
-    return made
-
-
-def write_deltas(tape: Tape, stream: int, rows: Rows, outs: Tensor, fill: Tensor | None, mask: Tensor | None) -> None:
-    """``fill - outs`` [writers, *stream shape] into the rows of a tape, zero at padding."""
-    buffer = tape.buffer(stream, outs[0])
-    if isinstance(rows, slice):
-        target = buffer[rows]
-        if outs.dtype != buffer.dtype:
-            target.copy_(-outs if fill is None else fill - outs)
-        elif fill is None:
-            torch.neg(outs, out=target)
-        else:
-            torch.sub(fill, outs, out=target)
-        if mask is not None:
-            target.mul_(mask)
-    else:
-        value = -outs if fill is None else fill - outs
-        buffer[rows] = (value if mask is None else value * mask).to(buffer.dtype)
 
 
 class _Write(torch.autograd.Function):
@@ -123,7 +54,7 @@ class _Write(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gtoken: Tensor) -> Any:
         tape: Tape = ctx.tape
-        _claim(tape)
+        claim(tape)
         if ctx.stream not in tape.gdelta:  # nothing after it was read through a cut
             return gtoken, None, None, None, None, None, None
         grad = tape.gdelta[ctx.stream][ctx.rows]
@@ -134,62 +65,6 @@ class _Write(torch.autograd.Function):
             gfill = grad.sum_to_size(ctx.fill_shape)
         gouts = grad.neg().to(ctx.dtype) if ctx.needs_input_grad[4] else None
         return gtoken, None, None, None, gouts, gfill, None
-
-
-@dataclass(frozen=True, eq=False)
-class Share:
-    """How much of each delta, and of where a mix starts from, goes into what some readers read.
-
-    ``deltas`` [..., readings, n]; ``fills`` [..., readings, 1] is 1 for a reading that starts from the fills, 0 for one
-    that starts from ``x``, and None where all do the latter.
-    """
-
-    deltas: Tensor
-    fills: Tensor | None
-
-    @classmethod
-    def of(cls, keep: Tensor, scale: Tensor | None, dtype: torch.dtype, both: bool) -> "tuple[Share, Tensor]":
-        """The share, and the part of each delta that is cut, in the shape of ``keep``."""
-        kept = keep.to(dtype)
-        cut = 1 - kept
-        if scale is not None:
-            kept, cut = kept * scale, cut * scale
-        if not both:
-            return cls(cut, None), cut
-        nearer = kept.abs().sum(-1, keepdim=True) < cut.abs().sum(-1, keepdim=True)  # most is cut
-        return cls(torch.where(nearer, -kept, cut), nearer.to(cut.dtype)), cut
-
-    def whole(self) -> Tensor:
-        """The coefficients of [fills, x, deltas], or of [x, deltas]: [..., readings, n + 1 or 2]."""
-        if self.fills is None:
-            return torch.cat([torch.ones_like(self.deltas[..., :1]), self.deltas], -1)
-        return torch.cat([self.fills, 1 - self.fills, self.deltas], -1)
-
-    def start(self, x: Tensor, from_fills: Tensor | None, shape: torch.Size) -> Tensor:
-        """Where each reading starts: [readings, *shape]."""
-        if self.fills is None or from_fills is None:
-            return x[None]
-        places = self.fills[..., 0, 0].numel()
-        share = self.fills.reshape(places, -1, 1).transpose(0, 1)  # [readings, place, 1]
-        mixed = share * from_fills.reshape(1, places, -1) + (1 - share) * x.reshape(1, places, -1)
-        return mixed.reshape(-1, *shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Ahead:
-    """Readings of a later state, to be begun with the first ``n`` deltas."""
-
-    state: int
-    share: Share
-    n: int
-
-
-@dataclass(frozen=True, eq=False)
-class Begun:
-    """Readings of a state as far as the first ``n`` deltas: [readings, *x.shape]."""
-
-    n: int
-    mixed: Tensor
 
 
 class _Read(torch.autograd.Function):
@@ -225,7 +100,7 @@ class _Read(torch.autograd.Function):
         else:
             starts = [x] if from_fills is None else [from_fills, x]
             pieces = tape.after(stream, rows, starts)
-            whole = _with_ahead(share, ahead)
+            whole = with_ahead(share, ahead)
             mixed = mix(whole, pieces, x.shape)
             reads = mixed
             if ahead:
@@ -238,94 +113,22 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, gtoken: Tensor) -> Any:
         tape: Tape = ctx.tape
-        _claim(tape)
+        claim(tape)
         (cut,) = ctx.saved_tensors
         delta = tape.delta[ctx.stream][ctx.rows]
         g = grad.to(delta.dtype)
         gkeep = None
         if ctx.needs_input_grad[5]:
-            gkeep = _against(g, delta, cut).neg_()
+            gkeep = against(g, delta, cut).neg_()
             gkeep = (gkeep if ctx.scale is None else gkeep * ctx.scale).to(ctx.keep_dtype)
-        _accumulate(tape.gradient(ctx.stream), ctx.rows, cut, g)
+        accumulate(tape.gradient(ctx.stream), ctx.rows, cut, g)
         gx = g.sum(0).reshape(ctx.x_shape).to(ctx.x_dtype) if ctx.needs_input_grad[4] else None
         return gtoken, None, None, None, gx, gkeep, None, None, None, None, None
 
 
-def _claim(tape: Tape) -> None:
-    """Give the tape to the backward pass at hand; any other one raises TapeError."""
-    if torch.is_grad_enabled():  # create_graph=True
-        raise TapeError(
-            "a run cannot be differentiated twice",
-            ["its backward pass was asked for a graph of its own (create_graph=True)"],
-            "take first derivatives only: backward() without create_graph",
-        )
-    now = torch._C._current_graph_task_id()
-    if tape.backward is None:
-        tape.backward = now
-        torch.autograd.Variable._execution_engine.queue_callback(tape.gdelta.clear)
-    elif tape.backward != now:
-        raise TapeError(
-            "this run's tape was already used by a backward pass",
-            ["its buffers hold one gradient, and are not kept (retain_graph does not keep them)"],
-            "call run(...) again for another backward pass",
-        )
-
-
-# The three products, for each shape of ``cut``: [readings, n], [batch, readings, n], [batch, position, readings, n].
-
-
-def _places(cut: Tensor, delta: Tensor) -> tuple[int, int]:
-    """How many places have a cut of their own, and the entries at each."""
-    places = cut[..., 0, 0].numel()
-    return places, delta[0].numel() // places
-
-
-def _with_ahead(share: Share, ahead: list[Ahead]) -> Tensor:
-    """The coefficients of all rows to be mixed: [..., readings and those ahead, starts and deltas]."""
-    whole = share.whole()
-    starts = whole.shape[-1] - share.deltas.shape[-1]
-    return torch.cat([whole, *(torch.nn.functional.pad(a.share.deltas[..., : a.n], (starts, 0)) for a in ahead)], -2)
-
-
-def mix(share: Tensor, pieces: Tensor, shape: torch.Size) -> Tensor:
-    """share @ pieces: [readings, *shape]."""
-    readings, n = share.shape[-2:]
-    # Not a view of the product: see _Read.forward.
-    reads = room((readings, *shape), pieces.dtype, pieces.device)
-    if share.dim() == 2:
-        torch.mm(share, pieces.flatten(1), out=reads.view(readings, -1))
-        return reads
-    places, width = _places(share, pieces)
-    by_place = reads.view(readings, places, width).transpose(0, 1)
-    torch.bmm(share.reshape(places, readings, n), pieces.reshape(n, places, width).transpose(0, 1), out=by_place)
-    return reads
-
-
-def _against(grad: Tensor, delta: Tensor, cut: Tensor) -> Tensor:
-    """grad · delta for every reading and writer, in the shape of ``cut``."""
-    readings, n = cut.shape[-2:]
-    if cut.dim() == 2:
-        return grad.reshape(readings, -1) @ delta.reshape(n, -1).t()
-    places, width = _places(cut, delta)
-    left = grad.reshape(readings, places, width).transpose(0, 1)
-    right = delta.reshape(n, places, width).permute(1, 2, 0)
-    return torch.bmm(left, right).reshape(cut.shape)
-
-
-def _accumulate(total: Tensor, rows: Rows, cut: Tensor, grad: Tensor) -> None:
-    """total[rows] += cut^T @ grad, in place."""
-    readings, n = cut.shape[-2:]
-    whole = isinstance(rows, slice)
-    part = total[rows]
-    if cut.dim() == 2:
-        part.view(n, -1).addmm_(cut.t(), grad.reshape(readings, -1))
-    else:
-        places, width = _places(cut, part)
-        part.view(n, places, width).transpose(0, 1).baddbmm_(
-            cut.reshape(places, readings, n).transpose(1, 2), grad.reshape(readings, places, width).transpose(0, 1)
-        )
-    if not whole:
-        total[rows] = part
+def _past(rows: Rows, n: int) -> Rows:
+    """All but the first ``n``."""
+    return rows[n:] if isinstance(rows, list) else slice(rows.start + n, rows.stop)
 
 
 class Cut(Listener):
@@ -339,6 +142,7 @@ class Cut(Listener):
         self.local = {w: at for members in self.members for at, w in enumerate(members)}
         self.ahead = readings_ahead(wiring.plan)
         self.cuts_most = bool((keep.values < 0.5).any())  # some reader may
+        self.rows = 1 if keep.axes == "edge" else batch_size(inputs)
         self.begin()
 
     def begin(self) -> None:
@@ -364,7 +168,7 @@ class Cut(Listener):
         self.biases[write.number] = value.detach()
 
     def stands(self, state: State, x: Tensor) -> None:
-        self.keep.check_positions(x, self.wiring.streams[state.stream].name)
+        self.keep.check_fits(x, self.wiring.streams[state.stream].name, self.rows)
         silent = [self.wiring.writers[m].name for m in state.members if m not in self.heard]
         if silent:
             raise WiringError(f"{len(silent)} writers of a stream were not heard before it was read", silent)
@@ -439,93 +243,11 @@ def nothing_kept(
     """
     total = like.new_zeros(like.shape)
     if fill is not None:
-        total += torch.tensordot(like.new_tensor(state.scales), fill.to(like.dtype), 1)
+        with in_own_precision(like.device):
+            total += torch.tensordot(like.new_tensor(state.scales), fill.to(like.dtype), 1)
     for number, scale in state.constants:
         if number in biases:
             total += scale * biases[number].reshape(total.shape)
     if mask is not None:
         total = torch.where(mask, total, x.reshape(total.shape).to(total.dtype))
     return total.reshape(x.shape)
-
-
-class _Pull(torch.autograd.Function):
-    """A reading call as the model makes it, whose backward pulls the gradient to each reading alone.
-
-    The model's own backward through the call (and the norm before it) would compute the sum of the same again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        token: Tensor,
-        arrived: Callable[[ReadingCall, Tensor], list[Tensor]],
-        reading: ReadingCall,
-        *xs: Tensor,
-    ) -> Tensor:
-        ctx.arrived, ctx.reading = arrived, reading
-        output: Tensor = reading.plain()
-        return output.clone() if output._is_view() else output  # the model may go on to change it in place
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, None, None, *ctx.arrived(ctx.reading, grad)
-
-
-class Attribute(Cut):
-    """The gradient with respect to ``keep`` at keep = 1, without a masked forward.
-
-    The forward is the plain one. As the gradient of each reading call's output comes by, it is pulled back to the
-    input of every reading alone, and set against the deltas: d metric / d keep = -G · delta.
-    """
-
-    wants_constants = False
-
-    def __init__(self, wiring: Wiring, inputs: Any, fills: FillValues) -> None:
-        super().__init__(wiring, inputs, Keep(torch.ones(len(wiring.edges)), "edge"), fills)
-        self.total = torch.zeros(len(wiring.edges), dtype=torch.float64)
-
-    def wrote(self, write: Write, outs: Tensor) -> None:
-        with torch.no_grad():
-            super().wrote(write, outs.detach())
-
-    def read(self, reading: ReadingCall) -> Any:
-        if reading.is_product:
-            token = torch.zeros((), requires_grad=True)  # the graph may begin here
-            return _Pull.apply(token, self._arrived, reading, *reading.xs.values())  # type: ignore[no-untyped-call]
-        output = reading.plain()
-        tensor = reading.tensor(output)
-        if not tensor.requires_grad:  # nothing before it does: here the graph begins
-            begun = tensor.detach().requires_grad_().clone()
-            output = tree_map(lambda leaf: begun if leaf is tensor else leaf, output)
-            tensor = begun
-        tensor.register_hook(lambda grad: self._score(reading, reading.pull(grad)))
-        return output
-
-    def _arrived(self, reading: ReadingCall, grad: Tensor) -> list[Tensor]:
-        """The gradient of every state read, from that of the output."""
-        pulled = reading.pull(grad)
-        self._score(reading, pulled)
-        return [pulled[number].sum(0) for number in reading.xs]
-
-    def _score(self, reading: ReadingCall, pulls: Mapping[int, Tensor]) -> None:
-        for number, pulled in pulls.items():
-            state = self.wiring.plan.states[number]
-            rows = as_rows([self.local[m] for m in state.members])
-            delta = self.tape.delta[state.stream][rows]
-            scores = -(pulled.reshape(len(pulled), -1).to(delta.dtype) @ delta.reshape(len(delta), -1).t())
-            scores = scores.double().cpu() * torch.tensor(state.scales, dtype=torch.float64)
-            for reader, row in zip(readings_of(reading.site, number), scores, strict=True):
-                start = self.wiring.edges.starts[reader]
-                self.total[start : start + len(row)] += row
-
-
-def _past(rows: Rows, n: int) -> Rows:
-    """All but the first ``n``."""
-    return rows[n:] if isinstance(rows, list) else slice(rows.start + n, rows.stop)
-
-
-def as_rows(numbers: list[int]) -> Rows:
-    """A slice where the rows are consecutive: no copy."""
-    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-        return slice(numbers[0], numbers[0] + len(numbers))
-    return numbers

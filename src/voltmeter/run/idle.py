@@ -8,7 +8,8 @@ from voltmeter.wiring.wiring import Wiring
 def idle_readers(wiring: Wiring, kept: Tensor) -> frozenset[int]:
     """The numbers of these readers, when the edges in ``kept`` (Bool [edge]) are. Cost: one pass over the edges.
 
-    At padding, where nothing is ever cut, what they read may still change what the model returns there.
+    Not so with padding: nothing is ever cut there, so that what they read still changes what the model returns there,
+    and elsewhere too where it lets padding be seen (by a convolution along positions, say).
     """
     edges, numbers = wiring.edges, {w.name: w.number for w in wiring.writers}
     kept_from = edges.writer_numbers[kept.cpu()].tolist(), edges.reader_numbers[kept.cpu()].tolist()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from voltmeter.errors import KeepError
+from voltmeter.wiring.inputs import batch_size
 from voltmeter.wiring.plan import Site
 from voltmeter.wiring.tap import readings_of
 from voltmeter.wiring.wiring import Wiring
@@ -40,8 +41,10 @@ class Keep:
         """How many circuits are run at once, or None when it is not a batch of circuits."""
         return self.values.shape[0] if self.axes == "circuit edge" else None
 
-    def check_positions(self, x: Tensor, stream: str) -> None:
-        """Raise KeepError when there is a position axis and a state ``x`` of that stream has other positions."""
+    def check_fits(self, x: Tensor, stream: str, rows: int) -> None:
+        """Raise KeepError when a state ``x`` of that stream has not the axes of the keep: examples, and positions."""
+        if self.axes != "edge" and not _has_rows_first(x, rows):
+            raise _not_first(stream, x, rows)
         if self.axes != "example position edge":
             return
         batch, length = self.values.shape[:2]
@@ -114,10 +117,36 @@ def _check(wiring: Wiring, keep: Keep) -> None:
             [f"the wiring has {len(wiring.edges):,} edges"],
             "give one number for every edge, in the order of wiring.edges",
         )
+    if keep.axes != "edge":
+        require_rows_first(wiring)
     if not keep.values.is_floating_point():
         raise KeepError(f"a keep is a real number per edge, not {keep.values.dtype}", mend="give keep.float()")
     if not bool(torch.isfinite(keep.values.detach()).all()):
         raise KeepError("the keep is not finite")
+
+
+def require_rows_first(wiring: Wiring) -> None:
+    """Raise KeepError where a stream has its examples along another axis than the first."""
+    rows = batch_size(wiring.example)
+    for stream, found in zip(wiring.streams, wiring.survey.streams, strict=True):
+        for version in found.states:
+            x = wiring.survey.recording.values[version].tensor
+            if not _has_rows_first(x, rows):
+                raise _not_first(stream.name, x, rows)
+
+
+def _has_rows_first(x: Tensor, rows: int) -> bool:
+    """Whether axis 0 are the rows, or rows and positions. Told by size: as many positions as rows look like rows."""
+    by_position = x.dim() > 2 and x.shape[0] != rows and x.shape[1] == rows
+    return x.shape[0] % rows == 0 and not by_position
+
+
+def _not_first(stream: str, x: Tensor, rows: int) -> KeepError:
+    return KeepError(
+        f"the stream '{stream}' has not its examples along axis 0, so no keep can differ from one to another",
+        [f"it has shape {list(x.shape)} for {rows} rows"],
+        "give one keep for all examples, and run circuits one by one",
+    )
 
 
 def of_site(wiring: Wiring, site: Site, state: int, values: Tensor) -> Tensor:

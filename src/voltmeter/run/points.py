@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from voltmeter.run.engine import Attribute, as_rows
+from voltmeter.run.attributing import Attribute
 from voltmeter.run.fill import FillValues
 from voltmeter.run.padding import with_positions
+from voltmeter.run.tape import as_rows, in_own_precision
 from voltmeter.run.watch import require_untapped
 from voltmeter.wiring.inputs import call
 from voltmeter.wiring.plan import State
@@ -126,7 +127,8 @@ class Gradients(Attribute):
         rows = as_rows([self.local[m] for m in state.members])
         delta, count = self.deltas[state.stream][rows], len(self.total)
         left = pulled.to(delta.dtype).reshape(len(pulled), count, -1).transpose(0, 1)
-        scores = torch.bmm(left, delta.reshape(len(delta), count, -1).permute(1, 2, 0)).neg_()
+        with in_own_precision(delta.device):
+            scores = torch.bmm(left, delta.reshape(len(delta), count, -1).permute(1, 2, 0)).neg_()
         return scores.double().cpu() * torch.tensor(state.scales, dtype=torch.float64)
 
     def _keep_out_gradients(self, state: State, pulled: Tensor) -> None:
@@ -178,7 +180,8 @@ class Moved(Gradients):
             return None
         delta = self.deltas[state.stream][as_rows([self.local[m] for m, _ in moving])]
         scales = delta.new_tensor([scale for _, scale in moving])
-        total: Tensor = torch.tensordot(scales, delta, 1).reshape(x.shape)
+        with in_own_precision(delta.device):
+            total: Tensor = torch.tensordot(scales, delta, 1).reshape(x.shape)
         return (1 - self.share) * total
 
 

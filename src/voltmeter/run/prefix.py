@@ -6,27 +6,26 @@ are the same for every circuit and kept once; readers that the circuits treat al
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from voltmeter.errors import KeepError
-from voltmeter.run.engine import Cut, Tape, as_rows, mix, nothing_kept
+from voltmeter.run.batched import Rehearsed, Shared, Suffix
+from voltmeter.run.engine import Cut
 from voltmeter.run.fill import FillValues
-from voltmeter.run.idle import idle_readers
-from voltmeter.run.keep import Keep, of_site
-from voltmeter.run.late import only_at
-from voltmeter.run.padding import mask_for, with_positions
+from voltmeter.run.keep import Keep, require_rows_first
+from voltmeter.run.late import Late, only_at
+from voltmeter.run.padding import with_positions
 from voltmeter.run.run import by_circuit
 from voltmeter.run.watch import require_untapped
 from voltmeter.wiring.inputs import call, expand_rows
-from voltmeter.wiring.plan import Site, State, Write
-from voltmeter.wiring.resume import Rehearsal, Resumed, Start
-from voltmeter.wiring.tap import ReadingCall, Tap, readings_of
+from voltmeter.wiring.resume import NotAsRehearsed, Rehearsal, Resumed, Start
+from voltmeter.wiring.tap import Tap
 from voltmeter.wiring.wiring import Wiring
 
 _ENTRIES = 1 << 21  # of a stream, over all circuits of a run
@@ -38,8 +37,8 @@ class Prefix:
 
     ``circuits`` None: as many as are worth it. Costs one forward of the batch with edges cut and one of ``circuits``
     times the batch. Holds the deltas of the batch [writer, *stream] and, per reading call, what later calls use of the
-    repeated batch. ``late``: a position for each example and what ``late_weights`` found for them; what ``run``
-    returns is then right at these positions only.
+    repeated batch. ``late``: what ``late_products`` found for these examples; what ``run`` returns is then right at its
+    positions only. Raises KeepError for less than one circuit, or a keep of another size.
     """
 
     def __init__(
@@ -49,13 +48,15 @@ class Prefix:
         fill: FillValues,
         circuits: int | None = None,
         keep: Float[Tensor, "edge"] | None = None,
-        late: tuple[Int[Tensor, "example"], frozenset[int]] | None = None,
+        late: Late | None = None,
     ) -> None:
         require_untapped(wiring)
+        require_rows_first(wiring)
         self.wiring = wiring
         device = next((p.device for p in wiring.model.parameters()), torch.device("cpu"))
-        shared = torch.ones(len(wiring.edges)) if keep is None else keep.detach().float()
-        self.keep = shared.to(device)
+        self.keep = _in_common(wiring, keep).to(device)
+        if circuits is not None and circuits < 1:
+            raise KeepError(f"{circuits} circuits at a time were asked for, at least 1 was expected")
         inputs = with_positions(wiring.model, inputs)
         with torch.no_grad():
             once = Cut(wiring, inputs, Keep(self.keep, "edge"), fill)
@@ -64,11 +65,11 @@ class Prefix:
             deltas = once.tape.delta
             self.circuits = _fitting(deltas) if circuits is None else circuits
             self._inputs = expand_rows(inputs, self.circuits)
-            self._late = (None, frozenset[int]()) if late is None else (late[0].repeat(self.circuits), late[1])
+            self._late = None if late is None else late.repeated(self.circuits)
             self._fill = replace(fill, copies=self.circuits)
             every = self.keep.expand(self.circuits, -1)
-            self._shared = _Shared(deltas, {}, {})
-            whole = _Rehearsed(wiring, self._inputs, every, self._fill, self._shared)
+            self._shared = Shared(deltas, {}, {})
+            whole = Rehearsed(wiring, self._inputs, every, self._fill, self._shared)
             self._rehearsal = Rehearsal(wiring.model, wiring.plan, whole, wiring.modes, whole.at_hand)
             with self._rehearsal:
                 call(wiring.model, self._inputs)
@@ -88,23 +89,43 @@ class Prefix:
                 f"a keep of shape {list(keep.shape)} was given",
                 [f"1 to {self.circuits} circuits of {len(self.keep):,} edges were rehearsed for"],
             )
-        full = torch.cat([keep.to(self.keep), self.keep.expand(self.circuits - count, -1)])
-        start = self._start((full != self.keep).any(0))
-        wiring = self.wiring
-        listener = _Suffix(wiring, self._inputs, full, self._fill, self._shared, start)
-        given = (wiring.model, wiring.plan, listener, wiring.modes)
-        with only_at(*self._late), Tap(*given) if start is None else Resumed(*given, start):
-            output = call(wiring.model, self._inputs)
+        shared = self.keep.to(torch.promote_types(keep.dtype, self.keep.dtype))
+        full = torch.cat([keep.to(shared), shared.expand(self.circuits - count, -1)])
+        first = self._first_call((full != self.keep).any(0))
+        try:
+            output = self._made(full, self._start(first))
+        except NotAsRehearsed:
+            self._starts[first] = None
+            output = self._made(full, None)
         split = tree_map(lambda leaf: by_circuit(leaf, self.circuits) if isinstance(leaf, Tensor) else leaf, output)
         return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, split)
 
-    def _start(self, differs: Tensor) -> Start | None:
-        """From where to run circuits that differ in these edges."""
+    def _made(self, keep: Tensor, start: Start | None) -> Any:
+        """What the model returns for the repeated batch, run from ``start`` or whole."""
+        wiring = self.wiring
+        listener = Suffix(wiring, self._inputs, keep, self._fill, self._shared, start)
+        given = (wiring.model, wiring.plan, listener, wiring.modes)
+        with only_at(self._late), Tap(*given) if start is None else Resumed(*given, start):
+            return call(wiring.model, self._inputs)
+
+    def _first_call(self, differs: Tensor) -> int:
+        """The first call that reads for a reader of these edges."""
         readers = self.wiring.edges.reader_numbers[differs.cpu()].unique().tolist()
-        first = min((self._calls[reader] for reader in readers), default=max(self._calls.values()))
+        return min((self._calls[reader] for reader in readers), default=max(self._calls.values()))
+
+    def _start(self, first: int) -> Start | None:
+        """From where to run circuits that differ in what this call reads."""
         if first not in self._starts:
             self._starts[first] = self._rehearsal.start(first)
         return self._starts[first]
+
+
+def _in_common(wiring: Wiring, keep: Tensor | None) -> Tensor:
+    """What the circuits of a prefix share, a real number per edge."""
+    n = len(wiring.edges)
+    if keep is not None and tuple(keep.shape) != (n,):
+        raise KeepError(f"what circuits have in common has shape {list(keep.shape)}, [{n}] was expected")
+    return torch.ones(n) if keep is None else keep.detach().to(torch.promote_types(keep.dtype, torch.float32))
 
 
 def _fitting(deltas: Mapping[int, Tensor]) -> int:
@@ -122,233 +143,3 @@ def _calls_by_reader(wiring: Wiring, site_calls: Mapping[int, int]) -> dict[int,
             at = site_calls[site.number]
             first[reading.reader] = min(at, first.get(reading.reader, at))
     return first
-
-
-@dataclass(frozen=True, eq=False)
-class _Shared:
-    """What all circuits have in common, of one batch."""
-
-    deltas: Mapping[int, Tensor]  # stream -> fill - out [writer of the stream, *stream shape of the batch]
-    all_cut: dict[int, Tensor]  # state -> what is read of it when nothing is kept, where that is so in every circuit
-    masks: dict[int, Tensor | None]  # stream -> where the real tokens are, in the repeated batch
-
-
-class _Batched(Cut):
-    """A repeated batch, a circuit per copy. What is known is kept once for all of them."""
-
-    wants_constants = False
-
-    def __init__(self, wiring: Wiring, inputs: Any, keep: Tensor, fills: FillValues, shared: _Shared) -> None:
-        self.common, self.count = shared, len(keep)
-        self.known_states: frozenset[int] = frozenset()  # those that are the same in every circuit
-        self.known_writers: frozenset[int] = frozenset()
-        self.row_of: dict[int, int] = {}  # of the other writers, in this run's own deltas
-        edges = wiring.edges
-        readers, n = edges.reader_numbers, len(wiring.readers)
-        differing, cut = (keep != keep[:1]).any(0).cpu(), (keep != 1).any(0).cpu()
-        self.differ = frozenset(readers[differing].tolist())
-        self.plain = frozenset(range(n)) - set(readers[cut].tolist())  # readers of the stream as it is
-        size = keep.abs().mean(0).cpu().double(), (1 - keep).abs().mean(0).cpu().double()
-        kept, lost = (torch.zeros(n, dtype=torch.float64).index_add_(0, readers, each) for each in size)
-        self.mostly_cut = frozenset((kept < lost).nonzero().flatten().tolist())
-        super().__init__(wiring, inputs, Keep(keep, "circuit edge"), fills)
-        self.ahead = {}
-
-    def read(self, reading: ReadingCall) -> Any:
-        readers = [r.reader for r in reading.site.readings]
-        if self.plain.issuperset(readers):
-            return reading.plain()
-        if reading.divides:
-            return self._by_reading(reading, readers)
-        return super().read(reading)
-
-    def _by_reading(self, reading: ReadingCall, readers: list[int]) -> Tensor:
-        """The call's output, each column computed for no more circuits than need it.
-
-        What is made of a known state is the same for every circuit, but for the readings in which the circuits differ.
-        Later, readings of the stream as it is need no mixing.
-        """
-        ((number, x),) = reading.xs.items()
-        once = number in self.known_states
-        varied = self.differ if once else set(readers)
-        each = [n for n, reader in enumerate(readers) if reader not in self.plain and reader in varied]
-        output: Tensor | None = None
-        if not once and any(reader in self.plain for reader in readers):
-            output = reading.plain()
-        if each:
-            output = self._put(reading, each, x, False, output)
-        if once and len(each) < len(readers):
-            alike = [n for n in range(len(readers)) if n not in set(each)]
-            output = self._put(reading, alike, x, True, output)
-        assert output is not None
-        return output
-
-    def _put(self, reading: ReadingCall, which: list[int], x: Tensor, once: bool, output: Tensor | None) -> Tensor:
-        """Put the columns of some readings into ``output``, computed for each circuit or once for all."""
-        state = self.wiring.plan.states[reading.site.states[0]]
-        site = replace(reading.site, readings=tuple(reading.site.readings[n] for n in which))
-        for n, piece in zip(which, reading.columns(which, self._mixed(site, state, x, once)), strict=True):
-            output = piece.new_empty(reading.shape) if output is None else output
-            at = as_rows(list(reading.site.readings[n].columns or ()))
-            output.unflatten(0, (-1, len(piece)))[..., at] = piece
-        assert output is not None
-        return output
-
-    def _reads(self, site: Site, state: State, x: Tensor) -> Tensor:
-        key = (state.number, *readings_of(site, state.number))
-        if key not in self.reads:
-            self.reads[key] = self._mixed(site, state, x)
-        return self.reads[key]
-
-    def _mixed(self, site: Site, state: State, x: Tensor, once: bool = False) -> Tensor:
-        """What each reading reads: [readings, *x.shape], or ``once`` for all circuits: the rows of one."""
-        readers = readings_of(site, state.number)
-        keep = of_site(self.wiring, site, state.number, self.keep.values)  # [circuit, readings, members]
-        if once or not self.differ & set(readers):
-            keep = keep[0]
-        x = x[: len(x) // self.count] if once else x
-        sides = [self._from_cut(reader, state.number) for reader in readers]
-        if len(set(sides)) == 1:
-            return self._mixed_from(sides[0], state, x, keep, once)
-        reads = x.new_empty((len(readers), *x.shape))
-        for side in (False, True):
-            at = [n for n, each in enumerate(sides) if each is side]
-            reads[at] = self._mixed_from(side, state, x, keep[..., at, :], once)
-        return reads
-
-    def _from_cut(self, reader: int, state: int) -> bool:
-        """Whether what it reads is mixed from what is read with all cut."""
-        return reader in self.mostly_cut and state in self.common.all_cut
-
-    def _mixed_from(self, all_cut: bool, state: State, x: Tensor, keep: Tensor, once: bool) -> Tensor:
-        """Mixed from the nearer end: what stands, less what is cut; or what is read with all cut, and what is kept."""
-        deltas, copies = self.common.deltas[state.stream], 1 if once else self.count
-        share = (-keep if all_cut else 1 - keep).to(deltas.dtype)
-        scale = self._scale(state)
-        share = share if scale is None else share * scale
-        reads = (self.common.all_cut[state.number] if all_cut else x).reshape(1, 1 if all_cut else copies, -1)
-        used = (share != 0).flatten(0, -2).any(0).tolist()
-        known = [at for at, m in enumerate(state.members) if used[at] and m in self.known_writers]
-        own = [at for at, m in enumerate(state.members) if used[at] and m not in self.known_writers]
-        if known:
-            rows = as_rows([self.local[state.members[at]] for at in known])
-            reads = reads + _once_for_all(share[..., as_rows(known)], deltas[rows])
-        if own:
-            rows = as_rows([self.row_of[state.members[at]] for at in own])
-            mixed = mix(share[..., as_rows(own)], self.tape.delta[state.stream][rows], x.shape)
-            reads = reads + mixed.reshape(len(mixed), copies, -1)
-        return reads.expand(share.shape[-2], copies, -1).reshape(-1, *x.shape).to(x.dtype)
-
-    def _like(self, stream: int) -> Tensor:
-        return self.common.deltas[stream][0]
-
-
-def _once_for_all(share: Tensor, deltas: Tensor) -> Tensor:
-    """share @ deltas, of deltas that all circuits share: [readings, circuit or 1, the entries of the batch]."""
-    mixed = share.reshape(-1, share.shape[-1]) @ deltas.flatten(1)
-    return mixed.view(-1, share.shape[-2], mixed.shape[-1]).transpose(0, 1)
-
-
-class _Rehearsed(_Batched):
-    """The repeated batch under the keep that all circuits share: its deltas are known before it runs."""
-
-    wants_constants = True
-
-    def begin(self) -> None:
-        super().begin()
-        self.known_writers = frozenset(range(len(self.wiring.writers)))
-        self.not_constant: set[int] = set()  # streams with constants that are not the same in every circuit
-
-    def at_hand(self) -> frozenset[int]:
-        """The writers heard so far."""
-        return frozenset(self.heard)
-
-    def wrote(self, write: Write, outs: Tensor) -> None:
-        if write.stream not in self.common.masks:
-            name = self.wiring.streams[write.stream].name
-            self.common.masks[write.stream] = mask_for(self.inputs, outs.shape[1:], name)
-        self.heard.update(write.writers)
-
-    def constant(self, write: Write, value: Tensor) -> None:
-        super().constant(write, value)
-        if write.divided is not None and write.divided.after is not None:
-            self.not_constant.add(write.stream)
-
-    def stands(self, state: State, x: Tensor) -> None:
-        super().stands(state, x)
-        if state.stream in self.not_constant:
-            return
-        like, once = self._like(state.stream), self._once(x)
-        rows = as_rows([self.local[m] for m in state.members])
-        if self.fills.by_example(state.stream, like.dim()):
-            deltas = self.common.deltas[state.stream][rows]
-            cut = torch.tensordot(like.new_tensor(state.scales), deltas, 1)
-            self.common.all_cut[state.number] = once.to(like.dtype) + cut.reshape(once.shape)
-            return
-        fill = replace(self.fills, copies=1).rows(state.stream, rows, like[None])
-        biases = {number: self._once(bias) for number, bias in self.biases.items()}
-        mask = self.common.masks[state.stream]
-        mask = None if mask is None else self._once(mask)
-        self.common.all_cut[state.number] = nothing_kept(state, fill, biases, mask, once, like)
-
-    def _once(self, tensor: Tensor) -> Tensor:
-        """The rows of the first circuit."""
-        return tensor[: len(tensor) // self.count]
-
-
-class _Suffix(_Batched):
-    """A batch of circuits from a start on: what writers before it wrote is known."""
-
-    def __init__(
-        self,
-        wiring: Wiring,
-        inputs: Any,
-        keep: Tensor,
-        fills: FillValues,
-        shared: _Shared,
-        start: Start | None,
-    ) -> None:
-        self.start = start
-        # What leads nowhere may read the stream as it is (in these circuits; in others it may lead somewhere).
-        idle = torch.tensor(sorted(idle_readers(wiring, (keep != 0).any(0))), dtype=torch.long)
-        keep = keep.masked_fill(torch.isin(wiring.edges.reader_numbers, idle).to(keep.device), 1.0)
-        super().__init__(wiring, inputs, keep, fills, shared)
-        self.wanted = self._wanted()
-
-    def _wanted(self) -> frozenset[int]:
-        """The writers whose deltas some reader mixes in."""
-        edges, keep = self.wiring.edges, self.keep.values.cpu()
-        readers = edges.reader_numbers
-        from_cut = torch.tensor([self._from_cut(r.number, r.state) for r in self.wiring.readers])
-        used = torch.where(from_cut[readers], (keep != 0).any(0), (keep != 1).any(0))
-        return frozenset(edges.writer_numbers[used].tolist())
-
-    def begin(self) -> None:
-        super().begin()
-        self.known_writers = frozenset() if self.start is None else self.start.heard
-        self.known_states = frozenset() if self.start is None else self.start.states
-        self.heard, self.masks = set(self.known_writers), dict(self.common.masks)
-        later = [[m for m in members if m not in self.known_writers] for members in self.members]
-        self.row_of = {m: row for members in later for row, m in enumerate(members)}
-        self.tape = Tape(tuple(map(len, later)))
-
-    def portion(self, write: Write) -> Write | None:
-        self.heard.update(write.writers)
-        at = [n for n, writer in enumerate(write.writers) if writer in self.wanted]
-        if not at or write.divided is None or len(at) == len(write.writers):
-            return write if at else None
-        columns = tuple(write.divided.columns[n] for n in at)
-        writers = tuple(write.writers[n] for n in at)
-        return replace(write, writers=writers, divided=replace(write.divided, columns=columns))
-
-    def wrote(self, write: Write, outs: Tensor) -> None:
-        # By circuit, so that a fill is not copied for each.
-        apart = outs.unflatten(1, (self.count, -1))
-        rows = as_rows([self.row_of[w] for w in write.writers])
-        fill = replace(self.fills, copies=1).rows(
-            write.stream, as_rows([self.local[w] for w in write.writers]), apart[:, 0]
-        )
-        buffer = self.tape.buffer(write.stream, outs[0].to(self._like(write.stream).dtype))
-        made = (-apart if fill is None else fill[:, None] - apart).flatten(1, 2)
-        mask = self.masks[write.stream]
-        buffer[rows] = (made if mask is None else made * mask).to(buffer.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 from voltmeter.run.fill import FillValues
 from voltmeter.run.keep import Keep
 from voltmeter.run.padding import mask_for
+from voltmeter.wiring.inputs import batch_size
 from voltmeter.wiring.plan import State, Write
 from voltmeter.wiring.tap import Listener, ReadingCall, readings_of
 from voltmeter.wiring.wiring import Wiring
@@ -38,7 +39,7 @@ class ReferenceCut(Listener):
         self.constants[write.number] = value
 
     def stands(self, state: State, x: Tensor) -> None:
-        self.keep.check_positions(x, self.wiring.streams[state.stream].name)
+        self.keep.check_fits(x, self.wiring.streams[state.stream].name, batch_size(self.inputs))
 
     def read(self, reading: ReadingCall) -> Any:
         reads = {}

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from voltmeter.errors import FillError, KeepError, VoltmeterError
-from voltmeter.run.engine import Attribute, Cut
+from voltmeter.run.attributing import Attribute
+from voltmeter.run.engine import Cut
 from voltmeter.run.fill import Fill, FillValues
 from voltmeter.run.keep import Keep, KeepLike, read_keep
 from voltmeter.run.padding import with_positions

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack
 
-from voltmeter.errors import WiringError
 from voltmeter.run.padding import with_positions
 from voltmeter.wiring.inputs import call
 from voltmeter.wiring.plan import State, Write
-from voltmeter.wiring.tap import Listener, ReadingCall, Tap
+from voltmeter.wiring.tap import Listener, ReadingCall, Tap, refuse_tapped
 from voltmeter.wiring.wiring import Wiring
 
 
@@ -47,12 +45,8 @@ class _Watch(Listener):
 
 
 def require_untapped(wiring: Wiring) -> None:
-    """Raises WiringError inside ``record`` of the same model: each would listen to the calls that the other answers."""
-    if any(isinstance(mode, Tap) and mode.model is wiring.model for mode in _get_current_function_mode_stack()):
-        raise WiringError(
-            "the model is being recorded, and can meanwhile neither be cut nor recorded once more",
-            mend="inside record call wiring.model(...), and leave the with before run, fills or another record",
-        )
+    """Raises WiringError inside ``record`` of the same model."""
+    refuse_tapped(wiring.model)
 
 
 def outs_of(wiring: Wiring, inputs: Any, params: Mapping[str, Tensor] | None = None) -> Outs:

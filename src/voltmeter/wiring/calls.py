@@ -184,7 +184,7 @@ class ModelCall(ReadingCall):
         (state,) = self.site.states
         x, count = self.xs[state], len(self.site.readings)
         expr = self.site.inputs[0][1]
-        flat = grad.reshape(-1, grad.shape[-1])
+        flat = grad.reshape(-1, grad.shape[-1]).to(linear.weight.dtype)  # under autocast it is of lower precision
         back = (flat @ linear.weight.t())[None] if whole else ungrouped(flat, self.site, linear.weight)
         if isinstance(expr, Source):
             return {state: back.view(count, *x.shape)}

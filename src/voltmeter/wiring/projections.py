@@ -32,7 +32,8 @@ def columnwise(x: Tensor, site: Site, which: Sequence[int], weight: Tensor, bias
     split, chosen = _split_columns(columns, weight)
     if split is None:
         made = [x[n] @ weight[:, list(cols)] for n, cols in enumerate(columns)]
-        return tuple(m if bias is None else m + bias[list(c)] for m, c in zip(made, columns, strict=True))
+        # As the product: of lower precision under autocast.
+        return tuple(m if bias is None else m + bias[list(c)].to(m.dtype) for m, c in zip(made, columns, strict=True))
     if bias is None:
         return torch.bmm(x, split).unbind()
     return torch.baddbmm(bias[chosen].view(len(columns), 1, -1), x, split).unbind()

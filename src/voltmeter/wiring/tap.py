@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from voltmeter.errors import AddressError, WiringError, nearest
@@ -22,7 +23,7 @@ from voltmeter.wiring.plan import AT_HAND, Divided, Plan, Site, State, Taps, Wri
 from voltmeter.wiring.projections import held_run, multiplied
 from voltmeter.wiring.trace import tensors_in
 
-__all__ = ["LOOPED", "Listener", "Modes", "ReadingCall", "Tap", "readings_of"]
+__all__ = ["LOOPED", "Listener", "Modes", "ReadingCall", "Tap", "readings_of", "refuse_tapped"]
 
 
 class Listener(ABC):
@@ -242,6 +243,15 @@ class Tap(Follower):
         xs = {number: self._x[number] for number in site.states}
         leaves[site.output] = self.listener.read(ReturnedCall(site, xs, leaves[site.output], self._made))
         return tree_unflatten(leaves, spec)
+
+
+def refuse_tapped(model: nn.Module) -> None:
+    """Raises WiringError inside ``record`` of the same model: each would listen to the calls that the other answers."""
+    if any(isinstance(mode, Tap) and mode.model is model for mode in _get_current_function_mode_stack()):
+        raise WiringError(
+            "the model is being recorded, and can meanwhile neither be wired, cut nor recorded once more",
+            mend="inside record call wiring.model(...), and leave the with before run, fills, wire or another record",
+        )
 
 
 def _written(site: Site, made: Made, out: Any) -> Any:

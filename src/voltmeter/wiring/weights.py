@@ -16,6 +16,7 @@ from voltmeter.wiring.follow import CallKey, Follower
 from voltmeter.wiring.inputs import call
 from voltmeter.wiring.plan import Divided, Site
 from voltmeter.wiring.streams import Survey
+from voltmeter.wiring.tap import refuse_tapped
 from voltmeter.wiring.wiring import Wiring
 
 _ROLES = {"q": "queries", "k": "keys", "v": "values"}
@@ -43,6 +44,7 @@ class HeadWeights:
 
 def head_weights(wiring: Wiring, head: str) -> HeadWeights:
     """As ``Wiring.weights``."""
+    refuse_tapped(wiring.model)
     number = _head_number(wiring, head)
     sites = {role: _site_of(wiring, head, role) for role in _ROLES}
     divided = next(w.divided for w in wiring.plan.writes if number in w.writers)

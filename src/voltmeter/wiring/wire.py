@@ -19,6 +19,7 @@ from voltmeter.wiring.planner import make_plan
 from voltmeter.wiring.steady import refuse_unsteady
 from voltmeter.wiring.streams import Survey
 from voltmeter.wiring.survey import survey
+from voltmeter.wiring.tap import refuse_tapped
 from voltmeter.wiring.trace import record
 from voltmeter.wiring.wiring import Edges, Reader, Stream, Verified, Wiring, Writer
 
@@ -38,6 +39,7 @@ def wire(
     the length, and when the sums or laws 1 and 2 do not hold; AddressError for names that match nothing.
     """
     model = unwrapped(model)
+    refuse_tapped(model)
     refuse_unfit(model)
     opaque = _declared(model, declare)
     inputs, divisions = paired(example), dict(divisions or {})
@@ -59,6 +61,7 @@ def coarsen(wiring: Wiring) -> Wiring:
 
 
 def _divided(wiring: Wiring, divisions: Mapping[str, str]) -> Wiring:
+    refuse_tapped(wiring.model)
     with torch.inference_mode(False):
         layout = lay_out(wiring.survey, divisions)
         return _finished(wiring.model, wiring.example, layout, divisions, wiring.plan.opaque)
