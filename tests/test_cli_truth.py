@@ -111,6 +111,7 @@ def test_a_file_that_cannot_be_written_is_one_of_save(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("demo", "--fill", "zero"), "demo is not a compiled model, and nobody knows the truth about it"),
+        (("hist", "--fill", "zero"), "hist is the name of a program\n  give rasp:hist"),
         (("nowhere", "--fill", "zero"), "there is no model 'nowhere'"),
         (("rasp:nothing", "--fill", "zero"), "rasp:nothing names no program and no directory"),
         (("rasp:hist", "--fill", "nought"), "the fill 'nought' is unknown"),

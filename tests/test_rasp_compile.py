@@ -520,6 +520,14 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "(mean * 1000000000.0) can be as large as 1.22724e+10, and compiled models hold up to 1e+09\n"
         "  scale the numbers down first, or leave them categorical",
     ),
+    "inputs that the model cannot be given": (
+        lambda: compile_program(tokens, "ab", 3, inputs=["az", "ab", "abab", ""]),
+        "a program was said to be for inputs that its model cannot be given\n"
+        "  input ['a', 'z'] has tokens that the vocabulary has not: 'z'\n"
+        "  input ['a', 'b', 'a', 'b'] has 4 tokens, from 1 to 3 were expected\n"
+        "  input [] has 0 tokens, from 1 to 3 were expected\n"
+        "  leave them out, or compile for them (vocabulary=, max_length=)",
+    ),
     "no positions": (
         lambda: compile_program(tokens, "ab", 0),
         "max_length is 0\n  compile for at least one position after BOS",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +139,7 @@ def attend(**changes: Any) -> Callable[[], object]:
 
 
 EDGES = ("input -> m0", "input -> logits", "m0 -> logits")
+STEEPNESS, USUAL = "the model would not tell values apart\n  ", "\n  give a number above zero: 100 is usual"
 SEQUENCES = "it has indices, most, one, pair, previous, share, tokens"
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no such head": (
@@ -244,7 +246,12 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "  keys 'a', 'b', 'c'\n  queries 'a', 'b', 'c'\n"
         "  select some of these values (their types count: 1 is not '1')",
     ),
-    "attention without a score": (attend(coldness=0), "coldness is 0\n  give a number above zero: 100 is usual"),
+    "attention without a score": (attend(coldness=0), f"{STEEPNESS}coldness is 0{USUAL}"),
+    "attention that is all or nothing": (attend(coldness=math.inf), f"{STEEPNESS}coldness is inf{USUAL}"),
+    "steps of no steepness": (
+        lambda: place_lookup(empty(), "m0", "share", {0.0: True, 1.0: False}, writes="pair", exactness=math.nan),
+        f"{STEEPNESS}exactness is nan{USUAL}",
+    ),
     "a number looked up by what is none": (
         lambda: place_lookup(empty(), "m0", "share", {(0.0, "a"): True, "b": True, 1: True}, writes="pair"),
         "'share' is a number, and the table has other keys\n  (0.0, 'a')\n  'b'\n  give one number for each key",

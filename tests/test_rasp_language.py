@@ -233,6 +233,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "(indices > 0) has no single truth value: it has one at every position\n"
         "  write comparisons one at a time (not 0 < x < 3), and SequenceMap where you would write and/or",
     ),
+    "a default that is not equal to itself": (
+        lambda: Aggregate(Select(tokens, tokens, EQ), tokens, default=float("nan")),
+        "Aggregate(Select(tokens, tokens, EQ), tokens) was given the default nan, which cannot be a value\n"
+        "  give a number, a string, True or False; None leaves it undefined",
+    ),
     "an operand of no kind": (
         lambda: tokens + None,
         "+ was given tokens and None\n  give two sequences, or a sequence and a number or string",
@@ -262,6 +267,15 @@ MIXED_UP = {
     "  tokens == 'x' only compares identity: write equals(tokens, 'x')\n",
     "evaluate(Select(tokens, tokens, EQ), 'ab')": "evaluate() was given Select(tokens, tokens, EQ), which is no "
     "sequence\n  give tokens, indices, or what is made of them; a selector needs SelectorWidth or Aggregate\n",
+    "compile_program(tokens == 'x', 'xy', 3)": "compile_program() was given False, which is no sequence\n"
+    "  tokens == 'x' only compares identity: write equals(tokens, 'x')\n",
+    "compile_program('tokens', 'xy', 3)": "compile_program() was given 'tokens', which is no sequence\n"
+    "  give tokens, indices, or what is made of them; a selector needs SelectorWidth or Aggregate\n",
+    "Aggregate(Select(tokens, tokens, EQ), tokens, default=['x'])": "Aggregate(Select(tokens, tokens, EQ), tokens) "
+    "was given the default ['x'], which cannot be a value\n"
+    "  give a number, a string, True or False; None leaves it undefined\n",
+    "compile_program(tokens, [0, 1], 3).model.compute([0, 1])": "program was given 0 for an input, which is a row of "
+    "tokens\n  give a list of inputs, also of one: [[...]]\n",
     "Select(tokens, tokens, EQ) & tokens": "(Select(tokens, tokens, EQ) & tokens) needs a selector, "
     f"and was given tokens{KINDS}",
 }
@@ -270,6 +284,7 @@ MIXED_UP = {
 def test_sequences_and_selectors_are_not_mixed_up() -> None:
     """Asked of another process: in this one the annotations are checked, which notices sooner."""
     program = ["from voltmeter.errors import ProgramError", "from voltmeter.rasp.language import *"]
+    program += ["from voltmeter.rasp.compile import compile_program"]
     for wrong in MIXED_UP:
         program += ["try:", f"    {wrong}", "except ProgramError as error:", "    print(error)"]
     run = subprocess.run([sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=True)

@@ -66,6 +66,8 @@ def test_an_export_of_the_original_compiler() -> None:
             "rasp:random:x does not say which random program\\n"
             "  write rasp:random:SEED or rasp:random:SEED:SIZE, in whole numbers",
         ),
+        ("rasp:random", "rasp:random does not say which random program\\n"),
+        ("rasp:", "rasp: names no program and no directory\\n"),
         ("rasp:random:1:2:3", "rasp:random:1:2:3 does not say which random program\\n"),
         ("rasp:random:-1", "rasp:random:-1 does not say which random program\\n"),
     ],

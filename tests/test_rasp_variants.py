@@ -1,5 +1,6 @@
 """Noised, rotated, compressed and imitated models: the same function, as near as they say, in other weights."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -157,6 +158,16 @@ def test_no_noise_is_refused(scale: float) -> None:
     with pytest.raises(ProgramError) as refused:
         noised(small("hist"), scale=scale, seed=0)
     assert str(refused.value) == f"hist cannot be noised at scale {scale}\n  give a scale above zero"
+
+
+def test_a_program_that_defines_nothing_has_no_variant() -> None:
+    undefined = dataclasses.replace(small("hist"), outputs=((None,) * 5,) * len(small("hist").inputs))
+    with pytest.raises(ProgramError) as refused:
+        rotated(undefined, seed=0)
+    assert str(refused.value) == (
+        "hist defines no output on any of its 64 inputs, so that none can differ\n"
+        "  give it inputs on which it does: dataclasses.replace(compiled, inputs=..., outputs=...)"
+    )
 
 
 # --- compressed -----------------------------------------------------------------------------------

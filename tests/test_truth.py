@@ -21,9 +21,11 @@ from known_models import (
 
 from voltmeter.errors import AddressError, TruthError
 from voltmeter.rasp.certificate import Certificate
+from voltmeter.rasp.compile import compile_program
 from voltmeter.rasp.compiled import Compiled
 from voltmeter.rasp.effects import run_cut, run_kept
 from voltmeter.rasp.explain import KINDS, explain
+from voltmeter.rasp.language import Aggregate, Select, indices, tokens
 from voltmeter.rasp.model import layers_of
 from voltmeter.rasp.search import Found
 from voltmeter.rasp.setting import Question, setting_of
@@ -175,6 +177,19 @@ def test_shuffle_dyck_has_19_where_the_heads_of_a_layer_share_their_readers() ->
 
     assert kept(necessary) <= 1e-6
     assert [group for group in sorted(necessary) if kept(necessary - {group}) <= 1e-6] != []
+
+
+def test_fewer_than_two_necessary_edges_are_counted_in_words() -> None:
+    """Nothing is ever selected: attention averages all where a query or key is cut, unless the values are cut too."""
+    nothing = Aggregate(Select(indices, indices, lambda key, query: key == query + 9), tokens)
+    given = (("a", "b"), ("b", "a"))
+    model = compile_program(nothing, ("a", "b"), 2).model
+    two = truth(Compiled("nothing", model, given, ((None, None),) * 2), "zero")
+    assert len(two.necessary) == 2
+    assert "The necessary edges are sufficient, and so is one of them: without" in said(two)
+    first = two.necessary[0]
+    one = dataclasses.replace(two, effects={**dict.fromkeys(two.effects, 0.0), first: 1.0}, droppable=(first,))
+    assert "The necessary edge is sufficient, and so is no edge at all: without" in said(one)
 
 
 def test_decoded_output_forgives_what_raw_output_does_not() -> None:

@@ -221,6 +221,25 @@ def test_a_tampered_certificate_fails_naming_what_differs(
         verify(Certificate.load(path), honest()[0], pairs=None if "cutting m1" in text else 0, samples=1)
 
 
+def test_what_is_no_certificate_does_not_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure is true, and yet τ lies between effects that are 58 times apart."""
+    compiled = scaled(1 / 58)
+    monkeypatch.setattr(verify_module, "wiring_of", wired_once)
+    it = truth(compiled, "zero", tolerance=0.1)
+    assert not it.certified
+    with pytest.raises(TruthError, match=r"1 of its statements differ\n  its gap is 58: that is no certificate"):
+        verify(it, compiled, pairs=0, samples=0)
+    hidden = truth(compiled, "zero", tolerance=10.0)
+    with pytest.raises(TruthError, match="its tolerance hides a change: that is no certificate"):
+        verify(hidden, compiled, pairs=0, samples=0)
+
+
+@cache
+def scaled(share: float) -> Compiled:
+    """out = x + share * x, by two MLPs."""
+    return planted([[({"x": 1}, {"out": 1})], [({"x": 1}, {"out": share})]])
+
+
 def test_an_effect_that_crosses_a_small_tolerance_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding forgives 1e-9, but not which edges are necessary."""
     compiled, _ = honest()

@@ -62,6 +62,8 @@ def compiled_named(spec: str) -> Compiled:
     """The compiled model of that name. Raises LoadError, also for models that were never compiled."""
     if spec.startswith("rasp:"):
         return load_compiled(spec)
+    if spec in {each.name for each in known_programs()}:
+        raise LoadError(f"{spec} is the name of a program", mend=f"give rasp:{spec}")
     load_model(spec)  # that there is one
     raise LoadError(
         f"{spec} is not a compiled model, and nobody knows the truth about it",

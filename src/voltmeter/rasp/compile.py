@@ -19,9 +19,9 @@ from voltmeter.errors import ProgramError
 from voltmeter.rasp.assemble import Parts, assemble, carried
 from voltmeter.rasp.build import Builder
 from voltmeter.rasp.functions import Category
-from voltmeter.rasp.language import nodes
+from voltmeter.rasp.language import need_sequence, nodes
 from voltmeter.rasp.lower import Lowered, lower
-from voltmeter.rasp.model import CompiledTransformer, Interface, Value
+from voltmeter.rasp.model import CompiledTransformer, Interface, Value, is_value
 from voltmeter.rasp.nodes import Leaf, Node, Sop
 from voltmeter.rasp.place import PAD, Layout, Slot, lay_out, place
 from voltmeter.rasp.probe import refuse_ambiguous
@@ -78,11 +78,13 @@ def compile_program(
     Raises:
         ProgramError: an aggregate selects several different categories, a function fails on a value that can reach it
             or tells equal ones apart (1 and True), there are too many values to look up, too close or too large ones
-            for float64 to keep outputs to 1e-6; the vocabulary is empty, repeats a token or has BOS in it;
-            ``coldness`` or ``mlp_exactness`` is not above zero.
+            for float64 to keep outputs to 1e-6; the vocabulary is empty, repeats a token or has BOS in it; one of
+            ``inputs`` is too long or has an unknown token; ``coldness`` or ``mlp_exactness`` is not above zero; or
+            ``sop`` is no sequence.
     """
+    need_sequence("compile_program", sop)
     limits = limits_of(vocabulary, max_length, bos)
-    _check_steepness(coldness=coldness, mlp_exactness=mlp_exactness)
+    check_steepness(coldness=coldness, mlp_exactness=mlp_exactness)
     refuse_ambiguous(sop, limits, causal, inputs)
     lowered = lower(sop)
     order = nodes(lowered.root)
@@ -97,7 +99,7 @@ def compile_program(
 def limits_of(vocabulary: Sequence[Value], max_length: int, bos: Value) -> Limits:
     """What a model is made for. Raises ProgramError unless every token has a spelling and a value of its own."""
     taken: list[Value] = [bos, PAD]
-    misses = [f"{token!r} is no number or string" for token in vocabulary if not _is_token(token)]
+    misses = [f"{token!r} is no number or string" for token in vocabulary if not is_value(token)]
     for at, token in enumerate(vocabulary):
         if any(_alike(token, each) for each in taken):
             misses.append(f"it has {token!r} in it: {bos!r} and {PAD!r} are the compiler's own")
@@ -114,16 +116,13 @@ def limits_of(vocabulary: Sequence[Value], max_length: int, bos: Value) -> Limit
     return Limits(tuple(vocabulary), max_length)
 
 
-def _is_token(token: object) -> bool:
-    return isinstance(token, int | str) or (isinstance(token, float) and not math.isnan(token))
-
-
 def _alike(a: Value, b: Value) -> bool:
     """Rows of the embedding are found by value, and dimensions by their labels."""
     return a == b or str(a) == str(b)
 
 
-def _check_steepness(**given: int | float) -> None:
+def check_steepness(**given: int | float) -> None:
+    """Raise ProgramError unless all are numbers above zero, and finite."""
     wrong = [f"{name} is {value}" for name, value in given.items() if not 0 < value < math.inf]
     if wrong:
         raise ProgramError("the model would not tell values apart", wrong, "give a number above zero: 100 is usual")
@@ -156,7 +155,7 @@ def _interface(
 
 
 def _decodable(root: Sop, value: Category) -> Value:
-    if not isinstance(value, int | float | str):
+    if not is_value(value):
         raise ProgramError(
             f"{root} gives {value!r}, which is neither a number nor a string",
             mend="let the last operation give plain values; inner ones may give tuples",

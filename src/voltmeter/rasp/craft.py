@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from voltmeter.errors import AddressError, ProgramError, nearest
 from voltmeter.rasp.assemble import Parts, fill_embeddings, write_head, write_units
-from voltmeter.rasp.compile import limits_of
+from voltmeter.rasp.compile import check_steepness, limits_of
 from voltmeter.rasp.functions import Category
 from voltmeter.rasp.model import CompiledTransformer, Interface, Shape, Value, value_of
 from voltmeter.rasp.place import PAD
@@ -133,8 +133,7 @@ def place_attention(
         ProgramError: the head is in use or too narrow, a sequence is of the wrong kind, ``selects`` holds for no key
             and query, or ``coldness`` is not above zero.
     """
-    if not coldness > 0:
-        raise ProgramError(f"coldness is {coldness}", mend="give a number above zero: 100 is usual")
+    check_steepness(coldness=coldness)
     layer, head = _head(model, at)
     key_space, query_space = _categories(model, keys), _categories(model, queries)
     source, target = space(model, values), space(model, writes)
@@ -180,8 +179,10 @@ def place_lookup(
     Raises:
         AddressError: no such MLP, sequence, or value.
         ProgramError: the MLP has too few free units, a number is to be looked up beside another sequence or by keys
-            that are no numbers or too close, or something else than a number is to be written as one.
+            that are no numbers or too close, something else than a number is to be written as one, or ``exactness`` is
+            not above zero.
     """
+    check_steepness(exactness=exactness)
     made = copy.deepcopy(model)
     write_units(made, _mlp(model, at), _units(model, reads, table, writes, float(exactness)))
     return made

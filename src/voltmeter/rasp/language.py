@@ -81,7 +81,7 @@ def numerical(sop: Sop) -> Sop:
     A map, constant or sequence map gives its result as a number at once; an aggregate becomes the mean of numbers;
     anything else is converted by a Map. Raises ProgramError if it is no sequence.
     """
-    _need_sequence("numerical", sop)
+    need_sequence("numerical", sop)
     if sop.encoding is NUMERICAL:
         return sop
     if isinstance(sop, Map | SequenceMap | Constant):
@@ -93,7 +93,7 @@ def numerical(sop: Sop) -> Sop:
 
 def categorical(sop: Sop) -> Sop:
     """The same values as categories: one dimension per possible value. Raises ProgramError if it is no sequence."""
-    _need_sequence("categorical", sop)
+    need_sequence("categorical", sop)
     if sop.encoding is CATEGORICAL:
         return sop
     if isinstance(sop, Map | SequenceMap | Constant):
@@ -101,7 +101,8 @@ def categorical(sop: Sop) -> Sop:
     return Map(Identity(), sop)
 
 
-def _need_sequence(what: str, given: object) -> None:
+def need_sequence(what: str, given: object) -> None:
+    """Raise ProgramError unless ``what`` was given a sequence."""
     if not isinstance(given, Sop):
         raise ProgramError(
             f"{what}() was given {given!r}, which is no sequence",
@@ -145,7 +146,7 @@ def evaluate(sop: Sop, row: Sequence[Value], causal: bool = False) -> list[Value
             given something that is not a number; the message names the operation and shows the row. Or ``sop`` is no
             sequence.
     """
-    _need_sequence("evaluate", sop)
+    need_sequence("evaluate", sop)
     values: dict[Node, Values] = {}
     selections: dict[Node, Selection] = {}
     for node in nodes(sop):

@@ -26,12 +26,12 @@ def load_compiled(spec: str) -> Compiled:
     where there is neither, and where a seed or size is no whole number; what ``load_export`` and ``generate`` raise.
     """
     name = spec.removeprefix("rasp:")
-    if name.startswith("random:"):
+    if name == "random" or name.startswith("random:"):
         return compiled(_random(spec, name.split(":")[1:]))
     known = [each.name for each in programs()]
     if name in known:
         return compiled(program(name))
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():  # no name is no directory, though Path("") is the current one
         return load_export(Path(name).expanduser())
     raise LoadError(
         f"{spec} names no program and no directory",

@@ -94,8 +94,7 @@ def lower(sop: Sop) -> Lowered:
     for node in nodes(sop):
         became[node] = share(_rewrite(_rebuilt(node, became), share))
     root = became[sop]
-    if not isinstance(root, Sop):
-        raise ProgramError(f"{sop} is a selector", mend="compile a sequence: aggregate over it, or take its width")
+    assert isinstance(root, Sop)
     return Lowered(root, became)
 
 

@@ -7,9 +7,10 @@
 It is ordinary torch and is wired by tracing like any other model; nothing here knows about edges.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -218,6 +219,12 @@ def _embedding(rows: int, size: int, dtype: torch.dtype) -> nn.Embedding:
 
 def _check(face: Interface, inputs: Sequence[Sequence[Value]]) -> None:
     """Raise ProgramError unless the inputs are some, of one length, short enough, and made of known tokens."""
+    bare = [each for each in inputs if isinstance(each, int | float)]
+    if bare:
+        raise ProgramError(
+            f"{face.name} was given {bare[0]!r} for an input, which is a row of tokens",
+            mend="give a list of inputs, also of one: [[...]]",
+        )
     if not inputs or not inputs[0]:
         raise ProgramError(f"{face.name} was given no input", mend="give at least one token")
     lengths = sorted({len(row) for row in inputs})
@@ -241,6 +248,11 @@ def _check(face: Interface, inputs: Sequence[Sequence[Value]]) -> None:
                 [f"input {row}", f"its tokens are {', '.join(map(repr, face.vocabulary))}"],
                 "use its own tokens, or compile it with yours (vocabulary=)",
             )
+
+
+def is_value(given: object) -> TypeGuard[Value]:
+    """Whether it is a number (NaN is none: it is not equal to itself), a string, True or False."""
+    return isinstance(given, int | str) or (isinstance(given, float) and not math.isnan(given))
 
 
 def value_of(text: str) -> Value:

@@ -10,8 +10,9 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from voltmeter.errors import ProgramError
 from voltmeter.rasp.functions import Predicate, name_of
-from voltmeter.rasp.model import Value
+from voltmeter.rasp.model import Value, is_value
 from voltmeter.rasp.nodes import CATEGORICAL, Encoding, Node, Sop, need, need_categories, shown
 
 
@@ -115,6 +116,11 @@ class Aggregate(Sop):
     def __post_init__(self) -> None:
         need(self, Selector, "a selector", self.selector)
         need(self, Sop, "a sequence", self.sop)
+        if self.default is not None and not is_value(self.default):
+            raise ProgramError(
+                f"{self} was given the default {self.default!r}, which cannot be a value",
+                mend="give a number, a string, True or False; None leaves it undefined",
+            )
 
     @property
     def operands(self) -> tuple[Node, ...]:

@@ -59,7 +59,7 @@ def _sufficient(it: Certificate) -> Iterator[str]:
         yield f"{_subject(it)} {_are(n)} not sufficient: keeping only {_them(n)} changes {changed}."
     elif it.droppable:
         yield (
-            f"{_subject(it)} {_are(n)} sufficient, and so are {n - 1} of them: "
+            f"{_subject(it)} {_are(n)} sufficient, and so {_fewer(n - 1)}: "
             f"without {_either(it.droppable)} the output is still what it was."
         )
     else:
@@ -163,6 +163,10 @@ def _are(count: int) -> str:
 
 def _them(count: int) -> str:
     return "it" if count == 1 else "them"
+
+
+def _fewer(count: int) -> str:
+    return {0: "is no edge at all", 1: "is one of them"}.get(count, f"are {count} of them")
 
 
 def _either(edges: Sequence[str]) -> str:

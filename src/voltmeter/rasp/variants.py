@@ -107,10 +107,18 @@ def finish(
 
 @torch.no_grad()
 def compare(original: Compiled, model: CompiledTransformer) -> tuple[float, float]:
-    """Largest difference of the outputs, and share of equal decoded values, where the program defines them."""
+    """Largest difference of the outputs, and share of equal decoded values, where the program defines them.
+
+    Raises ProgramError where it defines none.
+    """
     tokens = original.model.encode(original.inputs)
     before, after = original.model(tokens), model(tokens)
     defined = defined_positions(original)
+    if not defined.any():
+        raise ProgramError(
+            f"{original.name} defines no output on any of its {len(original.inputs)} inputs, so that none can differ",
+            mend="give it inputs on which it does: dataclasses.replace(compiled, inputs=..., outputs=...)",
+        )
     apart = (after - before)[:, 1:][defined].abs()
     deviation = float(apart.max()) if not bool(apart.isnan().any()) else float("inf")
     same = decoded(original, before) == decoded(original, after)

@@ -114,6 +114,7 @@ class _Check:
             return
         yield self._outputs()
         yield self._effects()
+        yield self._gap()
         yield self._necessary_alone()
         yield self._minimal()
         yield self._restoring(pairs)
@@ -172,6 +173,12 @@ class _Check:
     def _effects(self) -> Iterator[str]:
         for edge, said in self.it.effects.items():
             yield from self._differs(f"the effect of cutting {edge}", said, self.effect([edge]))
+
+    def _gap(self) -> Iterator[str]:
+        """By the effects, which were just measured again. A certificate without one would not have been saved."""
+        if not self.it.certified:
+            what = f"its gap is {self.it.gap:.3g}" if self.it.gap is not None else "its tolerance hides a change"
+            yield f"{what}: that is no certificate"
 
     def _necessary_alone(self) -> Iterator[str]:
         it = self.it
