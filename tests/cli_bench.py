@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from voltmeter.cli.app import app
+from voltmeter.discover import METHODS
+from voltmeter.discover.masks import EdgeSp
 from voltmeter.wiring.hooked import HookedModel
 from voltmeter.wiring.hooked_files import save_hooked
 from voltmeter.wiring.hooked_settings import HookedSettings
@@ -39,8 +42,10 @@ def voltmeter(*args: object) -> Any:
 
 
 def discover(*args: object) -> Any:
-    """``voltmeter discover`` on the tiny model and its pairs in the working directory, with five steps."""
-    steps = () if "eap" in args or "--steps" in args else ("--steps", 5)
+    """``voltmeter discover`` on the tiny model and its pairs, in the working directory; five steps if it has any."""
+    method = METHODS.get(str(args[args.index("--method") + 1]) if "--method" in args else "edge-sp", EdgeSp)
+    takes_steps = any(field.name == "n_steps" for field in fields(method))
+    steps = ("--steps", 5) if takes_steps and "--steps" not in args else ()
     return voltmeter("discover", "hooked:tiny", "--task", "pairs.jsonl", *steps, *args)
 
 

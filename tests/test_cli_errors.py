@@ -316,6 +316,14 @@ WRONG = {
             "  its settings: n_steps, learning_rate, price, spread, target, objective, initial, warm_start, warm_gain",
         ),
     ),
+    "settings of a member that are no object": Refusal(
+        "discover hooked:tiny --task pairs.jsonl --method ensemble --set member_settings=eap",
+        ("voltmeter: ensemble's setting member_settings is a JSON object, 'eap' was given",),
+    ),
+    "a list with a word among its numbers": Refusal(
+        "discover hooked:tiny --task pairs.jsonl --method acdc --set thresholds=0.1,high",
+        ("voltmeter: acdc's setting thresholds is a number, 'high' was given",),
+    ),
     "a setting of the wrong kind": Refusal(
         "discover hooked:tiny --task pairs.jsonl --set price=cheap",
         ("voltmeter: edge-sp's setting price is a number, 'cheap' was given",),
@@ -326,7 +334,7 @@ WRONG = {
     ),
     "steps of a method that has none to set": Refusal(
         "discover hooked:tiny --task pairs.jsonl --method eap --steps 3",
-        ("voltmeter: eap takes no --steps: it goes through the train pairs once",),
+        ("voltmeter: eap takes no --steps", "  voltmeter methods lists the settings it has"),
     ),
     "unknown precision": Refusal(
         "discover hooked:tiny --task pairs.jsonl --dtype float46",

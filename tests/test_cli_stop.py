@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,14 @@ from voltmeter.discover.masks import EdgeSp
 STEPS = 12
 SAME = ("scores.safetensors", "circuit.json")
 COMMAND = ("--edges", 4, "--steps", STEPS, "--seed", 7, "--batch-size", 4)
-QUICK: dict[str, tuple[object, ...]] = {"edge-sp": ("--steps", 3), "eap": ("--batch-size", 4)}
+QUICK: dict[str, tuple[object, ...]] = {
+    "acdc": ("--set", "thresholds=0.01,0.1,0.3"),
+    "edge-pruning": ("--steps", 3),
+    "edge-sp": ("--steps", 3),
+    "ensemble": ("--batch-size", 6, "--set", "members=eap,hisp"),
+    "node-sp": ("--steps", 3),
+    "ugs": ("--steps", 3),
+}
 
 
 @pytest.fixture
@@ -58,14 +66,16 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_place_to_stop_resumes_to_the_same_bits(here: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    args = ("--method", method, "--edges", 4, *QUICK[method])
-    assert discover(*args, "--out", "whole").exit_code == 0
-    for at in range(3):
+    args = ("--method", method, "--edges", 4, *QUICK.get(method, ("--batch-size", 4)))
+    whole = discover(*args, "--out", "whole")
+    assert whole.exit_code == 0, whole.stderr
+    steps = int(re.findall(r"^plan .* · (\d+) steps? ", whole.stdout, re.MULTILINE)[0])
+    for at in sorted({0, steps // 2, steps - 1}):
         with monkeypatch.context() as patch:
             stopping(METHODS[method], patch, at, interrupt)
             stopped = discover(*args, "--out", f"at-{at}")
         assert stopped.exit_code == 130
-        assert f"stopped after {at} of 3 steps" in stopped.stderr
+        assert f"stopped after {at} of {steps} steps" in stopped.stderr
         assert not (here / f"at-{at}").exists()
         resumed = discover(*args, "--out", f"at-{at}", "--resume")
         assert resumed.exit_code == 0, resumed.stderr

@@ -213,7 +213,7 @@ def test_every_task_and_method_has_its_line() -> None:
         assert re.search(rf"^{name} +\S.{{20}}", tasks, re.MULTILINE)
     methods = voltmeter("methods").stdout
     for name in METHODS:
-        assert re.search(rf"^{name} +\S.{{20}}", methods, re.MULTILINE)
+        assert re.search(rf"^{re.escape(name)} +\S.{{20}}", methods, re.MULTILINE)
     assert "--set n_steps=400 learning_rate=0.1" in methods
 
 

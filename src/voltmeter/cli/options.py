@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc
+import json
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -79,7 +81,7 @@ def method_asked(name: str, steps: int | None, settings: Iterable[str], edges: i
     assignments = [_assignment(text) for text in settings]
     if steps is not None:
         if "n_steps" not in known:
-            raise VoltmeterError(f"{name} takes no --steps: it goes through the train pairs once")
+            raise VoltmeterError(f"{name} takes no --steps", mend="voltmeter methods lists the settings it has")
         assignments.append(("n_steps", str(steps)))
     given = _each_once(assignments)
     if edges is not None and "target" in known:
@@ -106,8 +108,32 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _typed(method: str, key: str, text: str, hints: Mapping[str, Any]) -> Any:
-    """``text`` as what the setting is made of. Unknown settings pass: ``method_named`` names those there are."""
-    kinds = typing.get_args(hints.get(key, str)) or (hints.get(key, str),)
+    """``text`` as what the setting is made of. Unknown settings pass: ``method_named`` names those there are.
+
+    Several values stand with commas between, settings of members as JSON.
+    """
+    hint = hints.get(key, str)
+    match typing.get_origin(hint):
+        case collections.abc.Mapping:
+            return _object(method, key, text)
+        case origin if origin in (tuple, collections.abc.Sequence):
+            kind = typing.get_args(hint)[:1]
+            return tuple(_value(method, key, each.strip(), kind) for each in text.split(",") if each.strip())
+        case _:
+            return _value(method, key, text, typing.get_args(hint) or (hint,))
+
+
+def _object(method: str, key: str, text: str) -> Any:
+    try:
+        made = json.loads(text)
+    except ValueError:
+        made = None
+    if not isinstance(made, dict):
+        raise VoltmeterError(f"{method}'s setting {key} is a JSON object, '{text}' was given")
+    return made
+
+
+def _value(method: str, key: str, text: str, kinds: tuple[Any, ...]) -> Any:
     if NoneType in kinds and text.lower() in ("none", "null"):
         return None
     if bool in kinds and text.lower() in _TRUTH:
