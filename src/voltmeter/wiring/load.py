@@ -4,6 +4,8 @@
     ./stories260K, org/name     a Hugging Face model: a local directory, or an id on the hub
     hooked:DIR                  weights in HookedTransformer's format; hooked:DIR?attention=causal sets a setting
     py:package.module:factory   whatever factory() returns: a module, or (module, example inputs)
+    katago:FILE, modular:DIR, decision:DIR
+                                published models in formats of their own (``voltmeter.wiring.models``)
     rasp:...                    a compiled program (``voltmeter.rasp`` brings this one, with ``register_kind``)
 
 Models come in eval mode and, but for ``py:``, in float32 unless another dtype is asked for. The network is touched
