@@ -15,7 +15,7 @@ from voltmeter.cli.choose import CURVE_POINTS
 from voltmeter.cli.options import Size
 from voltmeter.cli.screen import Screen, count, duration, memory
 from voltmeter.discover import Judge, Method, Question
-from voltmeter.discover.question import device_of
+from voltmeter.wiring.inputs import device_of
 
 _TRIAL_SECONDS = 1.0
 _SIZES_TRIED = 30  # by the search for the smallest faithful circuit
@@ -91,7 +91,7 @@ def show_plan(
     if before:
         steps += f", going on after {before:,}"
     seconds = keeper.seconds_here + left_seconds + judging_seconds
-    device = device_of(question.wiring)
+    device = device_of(question.wiring.model)
     where = "" if device.type == "cpu" else f" on {device}"
     expected = memory(peak_mib(device) + _fills_to_come(question, judging_seconds > 0) / 2**20)
     screen.line("plan", f"{method.name} · {steps} · about {duration(seconds)}, {expected}{where}")

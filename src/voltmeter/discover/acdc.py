@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voltmeter.discover.attribution import summed_metric
-from voltmeter.discover.learning import require, require_objective
+from voltmeter.discover.learning import objective_of, require, require_objective
 from voltmeter.discover.method import Method, State, register, seeded
 from voltmeter.discover.question import Question
-from voltmeter.discover.trials import Trials, in_chunks, objective_of, trials_on
+from voltmeter.discover.trials import Trials, in_chunks, trials_on
 from voltmeter.errors import MetricError
 from voltmeter.run.idle import idle_readers
 from voltmeter.run.points import plain_point
@@ -99,7 +99,7 @@ class Acdc(Method):
 
     def trials(self, question: Question) -> list[Trials]:
         """The train pairs, ready to be tried on."""
-        metric = objective_of(self.objective, question.task.metric, question.wiring, question.batch(0))
+        metric = objective_of(question, question.batch(0), self.objective)
         count = question.n_batches
         if self.n_pairs:
             count = min(count, -(-self.n_pairs // question.batch_size))

@@ -1,15 +1,15 @@
 """AtP*: attribution patching without its two blind spots, saturated attention and effects that cancel."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
-from voltmeter.discover.attribution import layers_of, refuse_kl, summed_metric
+from voltmeter.discover.attribution import AtFullModel, layers_of, summed_metric
 from voltmeter.discover.learning import require
-from voltmeter.discover.method import Method, State, register
+from voltmeter.discover.method import register
 from voltmeter.discover.question import Batch, Question
 from voltmeter.errors import VoltmeterError
 from voltmeter.run.heads import changes_of_heads
@@ -19,9 +19,10 @@ from voltmeter.wiring.wiring import Wiring
 Score = Float64[Tensor, "gradient example edge"]
 
 
+@final
 @register
 @dataclass(frozen=True)
-class AtPStar(Method):
+class AtPStar(AtFullModel):
     """AtP*: the absolute EAP score of each example, averaged; queries and keys exact, and once without each layer.
 
     ``qk_fix``: of an edge into a head's query or key, the change of what the head *writes* when that edge is cut, its
@@ -51,15 +52,8 @@ class AtPStar(Method):
     def __post_init__(self) -> None:
         require(self.name, {"max_rows": (self.max_rows, "a whole number from 1", self.max_rows >= 1)})
 
-    def steps(self, question: Question) -> int:
-        return question.n_batches
-
-    def start(self, question: Question) -> State:
-        refuse_kl(question, self.name)
-        return {"total": torch.zeros(question.n_edges, dtype=torch.float64)}
-
-    def step(self, question: Question, state: State, number: int) -> State:
-        batch, wiring = question.batch(number), question.wiring
+    def of_batch(self, question: Question, batch: Batch) -> Float64[Tensor, "edge"]:
+        wiring = question.wiring
         score = summed_metric(question, batch, self.name)
         heads = frozenset(w.number for w in wiring.writers if w.kind == "head") if self.qk_fix else frozenset()
         point, value = plain_point(wiring, batch.clean, batch.fill, score, rows=len(batch.pairs), wanted=heads)
@@ -67,7 +61,7 @@ class AtPStar(Method):
         scores, gradients = _backward(point, value, [frozenset(), *drops])
         if self.qk_fix:
             scores = self._with_queries_and_keys(wiring, batch, point, scores, gradients)
-        return {"total": state["total"] + mean_without_own(wiring, scores.abs(), drops).sum(0)}
+        return mean_without_own(wiring, scores.abs(), drops).sum(0)
 
     def _with_queries_and_keys(
         self, wiring: Wiring, batch: Batch, point: Gradients, scores: Score, gradients: dict[int, Tensor]
@@ -86,9 +80,6 @@ class AtPStar(Method):
                         if mine and head in gradients:  # else nothing reads what it writes
                             made[..., edges] += _products(gradients[head], changes[head][mine], len(batch.pairs))
         return made
-
-    def values(self, question: Question, state: State) -> Float[Tensor, "edge"]:
-        return state["total"] / len(question.task.train)
 
 
 def readers_of_layers(wiring: Wiring) -> list[frozenset[int]]:

@@ -1,11 +1,12 @@
 """Edge attribution patching, and what the methods that follow gradients share."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from voltmeter.discover.method import Method, State, register, with_gradient
@@ -57,16 +58,13 @@ def _numbered(path: str) -> str | None:
     return ".".join(names[: numbers[0] + 1]) if numbers else None
 
 
-@register
 @dataclass(frozen=True)
-class Eap(Method):
-    """EAP: the gradient of the metric with respect to every edge's keep, at keep = 1, averaged over train pairs.
+class AtFullModel(Method):
+    """A method that looks at the full model once for each batch, and averages what it finds over the train pairs."""
 
-    Equal to (out_s - fill_s) · d metric / d x_r, the first-order estimate of what cutting the edge costs. Costs one
-    forward and one backward per batch, and a forward for resample fills. Source: Syed et al. 2310.10348. No settings.
-    """
-
-    name: ClassVar[str] = "eap"
+    @abstractmethod
+    def of_batch(self, question: Question, batch: Batch) -> Float64[Tensor, "edge"]:
+        """The scores of a batch, summed over its pairs."""
 
     def steps(self, question: Question) -> int:
         return question.n_batches
@@ -76,10 +74,25 @@ class Eap(Method):
         return {"total": torch.zeros(question.n_edges, dtype=torch.float64)}
 
     def step(self, question: Question, state: State, number: int) -> State:
-        batch = question.batch(number)
-        score = summed_metric(question, batch, self.name)
-        gradient, _ = attribute(question.wiring, batch.clean, batch.fill, batch.corrupted, score)
-        return {"total": state["total"] + gradient}
+        return {"total": state["total"] + self.of_batch(question, question.batch(number))}
 
     def values(self, question: Question, state: State) -> Float[Tensor, "edge"]:
         return state["total"] / len(question.task.train)
+
+
+@final
+@register
+@dataclass(frozen=True)
+class Eap(AtFullModel):
+    """EAP: the gradient of the metric with respect to every edge's keep, at keep = 1, averaged over train pairs.
+
+    Equal to (out_s - fill_s) · d metric / d x_r, the first-order estimate of what cutting the edge costs. Costs one
+    forward and one backward per batch, and a forward for resample fills. Source: Syed et al. 2310.10348. No settings.
+    """
+
+    name: ClassVar[str] = "eap"
+
+    def of_batch(self, question: Question, batch: Batch) -> Float64[Tensor, "edge"]:
+        score = summed_metric(question, batch, self.name)
+        gradient, _ = attribute(question.wiring, batch.clean, batch.fill, batch.corrupted, score)
+        return gradient

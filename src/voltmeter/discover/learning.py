@@ -9,7 +9,7 @@ from torch import Tensor
 from voltmeter.discover.method import State
 from voltmeter.discover.question import Batch, Question, cut_answers, has_logits
 from voltmeter.errors import VoltmeterError
-from voltmeter.task.metric import KL
+from voltmeter.task.metric import KL, Metric
 
 OBJECTIVES = ("kl", "metric")
 
@@ -19,11 +19,15 @@ def cut_loss(question: Question, batch: Batch, keep: Tensor, objective: str) -> 
 
     Minus the metric for the objective "metric", and where there are no answers or no logits to compare.
     """
-    full = question.full_answers(batch)
     answers = cut_answers(question.wiring, batch, keep, question.task.metric, axes="example edge")
-    if objective == "kl" and has_logits(full, batch.pairs):
-        return -KL(answers, batch.pairs, full=full).mean()
-    return -question.task.metric(answers, batch.pairs, full=full).mean()
+    return -objective_of(question, batch, objective)(answers, batch.pairs, full=question.full_answers(batch)).mean()
+
+
+def objective_of(question: Question, batch: Batch, objective: str) -> Metric:
+    """What is followed: KL to the full model for "kl", where it returns logits to compare; else the task's metric."""
+    if objective == "kl" and has_logits(question.full_answers(batch), batch.pairs):
+        return KL
+    return question.task.metric
 
 
 def stakes(question: Question, batch: Batch, objective: str) -> Tensor:

@@ -17,7 +17,7 @@ from voltmeter.run.run import run
 from voltmeter.task.metric import Metric, logits_at_answer
 from voltmeter.task.pairs import Pairs
 from voltmeter.task.task import Task
-from voltmeter.wiring.inputs import call
+from voltmeter.wiring.inputs import call, device_of
 from voltmeter.wiring.wiring import Wiring
 
 FILLS = ("zero", "mean", "mean-position", "resample")
@@ -54,14 +54,9 @@ def require_fill_name(name: str) -> None:
         raise FillError(f"there is no fill called '{name}'", [nearest(name, FILLS)], f"fills: {', '.join(FILLS)}")
 
 
-def device_of(wiring: Wiring) -> torch.device:
-    """Where the model's weights are."""
-    return next((p.device for p in wiring.model.parameters()), torch.device("cpu"))
-
-
 def on_device(wiring: Wiring, inputs: Any) -> Any:
     """Inputs moved to the model."""
-    device = device_of(wiring)
+    device = device_of(wiring.model)
     return tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, inputs)
 
 

@@ -2,22 +2,22 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float64
 from torch import Tensor
 
-from voltmeter.discover.attribution import refuse_kl, summed_metric
-from voltmeter.discover.method import Method, State, register
-from voltmeter.discover.question import Question
+from voltmeter.discover.attribution import AtFullModel, summed_metric
+from voltmeter.discover.method import register
+from voltmeter.discover.question import Batch, Question
 from voltmeter.run.points import plain_point
 from voltmeter.run.relevance import RelevanceRules
 
 
+@final
 @register
 @dataclass(frozen=True)
-class RelP(Method):
+class RelP(AtFullModel):
     """RelP: EAP with the gradient replaced by the coefficient that layer-wise relevance propagation gives.
 
     (out_s - fill_s) · R, where R is the gradient of the metric with norms' scales held fixed, elementwise functions
@@ -37,20 +37,9 @@ class RelP(Method):
 
     held_patterns: bool = False
 
-    def steps(self, question: Question) -> int:
-        return question.n_batches
-
-    def start(self, question: Question) -> State:
-        refuse_kl(question, self.name)
-        return {"total": torch.zeros(question.n_edges, dtype=torch.float64)}
-
-    def step(self, question: Question, state: State, number: int) -> State:
-        batch = question.batch(number)
+    def of_batch(self, question: Question, batch: Batch) -> Float64[Tensor, "edge"]:
         score = summed_metric(question, batch, self.name)
         rules = partial(RelevanceRules, self.held_patterns)
         point, value = plain_point(question.wiring, batch.clean, batch.fill, score, rules=rules)
         value.backward()
-        return {"total": state["total"] + point.total[0]}
-
-    def values(self, question: Question, state: State) -> Float[Tensor, "edge"]:
-        return state["total"] / len(question.task.train)
+        return point.total[0]

@@ -13,12 +13,10 @@ from voltmeter.discover.question import Batch, Question, cut_answers, has_logits
 from voltmeter.run.late import Late, late_products
 from voltmeter.run.padding import with_positions
 from voltmeter.run.prefix import Prefix
-from voltmeter.task.metric import KL, Metric, logits_at_answer
+from voltmeter.task.metric import Metric, logits_at_answer
 from voltmeter.task.pairs import Pairs
 from voltmeter.wiring.inputs import call, expand_rows
 from voltmeter.wiring.wiring import Wiring
-
-OBJECTIVES = ("kl", "metric")
 
 
 class Trials:
@@ -100,13 +98,6 @@ def trials_on(question: Question, metric: Metric, number: int, circuits: int | N
         question.ready[key] = Trials(question.wiring, question.batch(number), metric, circuits)
     found: Trials = question.ready[key]
     return found
-
-
-def objective_of(name: str, metric: Metric, wiring: Wiring, batch: Batch) -> Metric:
-    """What a search looks at: "kl" to the full model where it returns logits to compare, else the task's metric."""
-    if name == "kl" and has_logits(plain_answers(wiring, batch, KL), batch.pairs):
-        return KL
-    return metric
 
 
 def in_chunks(count: int, size: int) -> Iterator[range]:

@@ -23,7 +23,7 @@ from voltmeter.run.late import Late, only_at
 from voltmeter.run.padding import with_positions
 from voltmeter.run.run import by_circuit
 from voltmeter.run.watch import require_untapped
-from voltmeter.wiring.inputs import call, expand_rows
+from voltmeter.wiring.inputs import call, device_of, expand_rows
 from voltmeter.wiring.resume import NotAsRehearsed, Rehearsal, Resumed, Start
 from voltmeter.wiring.tap import Tap
 from voltmeter.wiring.wiring import Wiring
@@ -53,8 +53,7 @@ class Prefix:
         require_untapped(wiring)
         require_rows_first(wiring)
         self.wiring = wiring
-        device = next((p.device for p in wiring.model.parameters()), torch.device("cpu"))
-        self.keep = _in_common(wiring, keep).to(device)
+        self.keep = _in_common(wiring, keep).to(device_of(wiring.model))
         if circuits is not None and circuits < 1:
             raise KeepError(f"{circuits} circuits at a time were asked for, at least 1 was expected")
         inputs = with_positions(wiring.model, inputs)

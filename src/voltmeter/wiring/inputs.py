@@ -110,3 +110,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module behind ``torch.compile``."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
