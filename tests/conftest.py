@@ -8,12 +8,14 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start; this one is set below
 
+import importlib.util
 import ipaddress
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,6 +76,16 @@ def asset(name: str) -> Path:
     if not path.exists():
         _missing(f"no {name} in {ASSETS}")
     return path
+
+
+def script(path: str) -> ModuleType:
+    """A script of the project, such as ``bench/recovery.py``, as a module; its ``main`` is not called."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_on_transformers457(args: Sequence[str], timeout_seconds: float = 300) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """The model that ships with voltmeter: what its record says is true, and it does induction by two layers of heads."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import script
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,14 +33,9 @@ def record() -> dict[str, Any]:
     return json.loads((DATA / "demo.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_demo", ROOT / "tools" / "train_demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="script")
+def train_demo() -> ModuleType:
+    return script("tools/train_demo.py")
 
 
 # --- the record ---------------------------------------------------------------------------------------------------

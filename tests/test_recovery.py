@@ -1,6 +1,5 @@
 """Questions whose answer is known, and ``bench/recovery.py``, which puts them to every method."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, script
 from torch import Tensor
 
 from voltmeter.discover.discretise import given, prune
@@ -132,21 +131,12 @@ def test_questions_that_have_no_answer() -> None:
 def bench() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "bench")  # where the script finds what it is made of
-        yield imported("recovery")
+        yield script("bench/recovery.py")
 
 
 @pytest.fixture
 def rows(bench: ModuleType) -> ModuleType:
-    return imported("recovery_rows")
-
-
-def imported(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("bench/recovery_rows.py")
 
 
 class InThisProcess:

@@ -62,14 +62,18 @@ def test_circuits_run_from_where_they_differ_are_those_run_whole(specimen: Speci
                     assert_close(one, other, tolerance, f"{fill.name}, from {wiring.readers[reader].name}")
 
 
-def test_nothing_before_the_start_is_computed() -> None:
-    """Counted in products of the model's own weights: those of the layers before are not made."""
+def on_demo(n_pairs: int) -> tuple[vm.wiring.Wiring, Prefix]:
+    """Some pairs of the demo task, ready for two circuits at a time."""
     model, task = vm.load("demo")
     assert task is not None
-    wiring = vm.wire(model, task.example)
-    pairs = task.train.batch(range(4))
+    wiring, pairs = vm.wire(model, task.example), task.train.batch(range(n_pairs))
     values = vm.fill.resample().values_for(wiring, pairs.clean, pairs.corrupted)
-    prefix = Prefix(wiring, pairs.clean, values, circuits=2)
+    return wiring, Prefix(wiring, pairs.clean, values, circuits=2)
+
+
+def test_nothing_before_the_start_is_computed() -> None:
+    """Counted in products of the model's own weights: those of the layers before are not made."""
+    wiring, prefix = on_demo(n_pairs=4)
     made: list[str] = []
 
     class Counting(torch.overrides.TorchFunctionMode):
@@ -91,12 +95,7 @@ def test_nothing_before_the_start_is_computed() -> None:
 
 
 def test_more_circuits_than_rehearsed_for_are_refused() -> None:
-    model, task = vm.load("demo")
-    assert task is not None
-    wiring = vm.wire(model, task.example)
-    pairs = task.train.batch(range(2))
-    values = vm.fill.resample().values_for(wiring, pairs.clean, pairs.corrupted)
-    prefix = Prefix(wiring, pairs.clean, values, circuits=2)
+    wiring, prefix = on_demo(n_pairs=2)
     with pytest.raises(KeepError, match=r"1 to 2 circuits of 257 edges were rehearsed for"):
         prefix.run(torch.ones(3, len(wiring.edges)))
 
