@@ -37,6 +37,7 @@ PUBLIC = [
     "Scores",
     "Task",
     "__version__",
+    "check",
     "discover",
     "errors",
     "fill",
@@ -167,7 +168,7 @@ if sys.argv[1] == "rooms first":
 before = {{name: getattr(voltmeter, name) for name in {PUBLIC}}}
 import_all()
 print(*[name for name, value in before.items() if getattr(voltmeter, name) is not value])
-print(*[name for name in ("discover", "load", "record", "run", "wire") if not callable(before[name])])
+print(*[name for name in ("check", "discover", "load", "record", "run", "wire") if not callable(before[name])])
 """
 
 

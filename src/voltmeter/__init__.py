@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from voltmeter import errors, rasp
+from voltmeter.check import check
 from voltmeter.circuit import Circuit, Scores
 from voltmeter.discover import discover
 from voltmeter.run import fill, record, run
@@ -20,6 +21,7 @@ __all__ = [
     "Scores",
     "Task",
     "__version__",
+    "check",
     "discover",
     "errors",
     "fill",

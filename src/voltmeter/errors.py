@@ -11,6 +11,7 @@
     ├── CircuitError      more edges than exist, circuits of another wiring
     ├── ProgramError      a program that is ill-typed or ambiguous, or an input it was not compiled for
     ├── TruthError        a truth that cannot be certified, or a certificate that does not check
+    ├── CheckError        a check that does not exist, or that cannot be made of what was given
     ├── TapeError         a tape used twice, or differentiated twice
     ├── FormatError       a file that is damaged, or of another format or version
     └── OutputError       an output directory that cannot be written, or already holds another run
@@ -87,6 +88,10 @@ class ProgramError(VoltmeterError):
 
 class TruthError(VoltmeterError):
     """A truth cannot be certified, or a certificate does not check."""
+
+
+class CheckError(VoltmeterError):
+    """A check does not exist, or cannot be made of what was given."""
 
 
 class TapeError(VoltmeterError):

@@ -73,6 +73,11 @@ class _Smallest:
         return smallest_faithful(self._judge(), scores, threshold, signed)
 
 
+def question_of(scores: Scores) -> Question | None:
+    """The question that scores answer, while it is at hand; None for scores read from a file."""
+    return scores.faithful.question if isinstance(scores.faithful, _Smallest) else None
+
+
 def conditions_of(question: Question, method: Method, own_fill: bool = False) -> Conditions:
     """Everything that the scores depend on. A fill by name follows from model and task; values of one's own do not."""
     wiring, task = question.wiring, question.task

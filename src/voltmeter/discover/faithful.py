@@ -8,7 +8,7 @@ Intervals bootstrap over the pairs' groups.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.circuit.scores import Scores
+from voltmeter.discover.intervals import Groups, interval
 from voltmeter.discover.question import Batch, cut_answers, has_logits, make_batch, plain_answers
 from voltmeter.errors import CircuitError
 from voltmeter.run.fill import Fill
@@ -26,7 +27,6 @@ from voltmeter.task.pairs import Pairs
 from voltmeter.task.task import Task
 from voltmeter.wiring.wiring import Wiring
 
-_RESAMPLES = 1000
 _ROUNDING = 1e-5  # of f in float32, where sums are in another order; and 1 - .9 is a little less than .1 in binary
 
 
@@ -75,7 +75,7 @@ class Judge:
 
     def __init__(self, wiring: Wiring, task: Task, pairs: Pairs, fill: Fill, batch_size: int = 64) -> None:
         self.wiring, self.task, self.pairs = wiring, task, pairs
-        self._groups = _Groups(pairs.groups)
+        self._groups = Groups(pairs.groups)
         self.batches: list[Batch] = []
         self.answers: list[Any] = []
         for number, part in enumerate(pairs.batches(batch_size)):
@@ -110,12 +110,12 @@ class Judge:
         each = (values - self.none) / (self.full - self.none)
         each = each[torch.isfinite(each)]
         drawn = self._groups.drawn
-        f_low, f_high = _interval(drawn(values - self.none) / drawn(self.full - self.none))
+        f_low, f_high = interval(drawn(values - self.none) / drawn(self.full - self.none))
         kl, kl_interval = None, None
         if self.with_kl or self.task.metric.name == "kl":
             ours, theirs = (divergences, self.none_kl) if self.with_kl else (-values, -self.none)
             kl = float(ours.mean() / theirs.mean())
-            kl_interval = _interval(drawn(ours) / drawn(theirs))
+            kl_interval = interval(drawn(ours) / drawn(theirs))
         return Faithfulness(
             self.task.metric.name,
             float(self.full.mean()),
@@ -130,34 +130,6 @@ class Judge:
             len(self.pairs),
             self._groups.count,
         )
-
-
-class _Groups:
-    """Groups of pairs, drawn with replacement as often as there are groups, a thousand times, by a fixed seed.
-
-    A group comes whole, whatever its size: a ratio of two ``drawn`` sums is the ratio of means over the pairs drawn.
-    """
-
-    def __init__(self, groups: Sequence[str]) -> None:
-        number = {name: n for n, name in enumerate(sorted(set(groups)))}
-        self.count = len(number)
-        self._of = torch.tensor([number[name] for name in groups])
-        chosen = torch.randint(self.count, (_RESAMPLES, self.count), generator=torch.Generator().manual_seed(0))
-        self._times = torch.zeros(_RESAMPLES, self.count, dtype=torch.float64)
-        self._times.scatter_add_(1, chosen, torch.ones_like(self._times))
-
-    def drawn(self, values: Float[Tensor, "pair"]) -> Float[Tensor, "resample"]:
-        """The sum of ``values`` over the pairs of each draw."""
-        sums = torch.zeros(self.count, dtype=torch.float64).index_add_(0, self._of, values.double())
-        return self._times @ sums
-
-
-def _interval(samples: Tensor) -> tuple[float, float]:
-    finite = samples[torch.isfinite(samples)]
-    if not len(finite):
-        return math.nan, math.nan
-    low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=finite.dtype)).tolist()
-    return low, high
 
 
 def smallest_faithful(
