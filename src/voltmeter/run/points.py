@@ -9,35 +9,26 @@ it backward, once or (with ``retain_graph``) several times.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from voltmeter.run.attributing import Attribute
+from voltmeter.run.attributing import Attribute, alive
 from voltmeter.run.fill import FillValues
+from voltmeter.run.keep import require_rows_first
 from voltmeter.run.padding import with_positions
 from voltmeter.run.tape import as_rows, in_own_precision
 from voltmeter.run.watch import require_untapped
+from voltmeter.wiring.calls import reread
 from voltmeter.wiring.inputs import call
 from voltmeter.wiring.plan import State
 from voltmeter.wiring.tap import ReadingCall, Tap, readings_of
 from voltmeter.wiring.wiring import Wiring
 
 Rules = Callable[[], AbstractContextManager[Any]]  # entered wherever the model's calls are made
-
-
-def reread(reading: ReadingCall, xs: Mapping[int, Tensor]) -> Any:
-    """The output of a reading call when all its readers read ``xs`` (by state) in place of what stands there.
-
-    Costs the call once, and the norm before it: no reader is evaluated apart.
-    """
-    whole = copy(reading)
-    readings = tuple(replace(one, columns=None) for one in reading.site.readings)
-    whole.site = replace(reading.site, readings=readings)  # nobody reads a share: the call is made once, as it is
-    return whole.evaluate({state: x[None] for state, x in xs.items()})
 
 
 class _Asked(ReadingCall):
@@ -48,7 +39,7 @@ class _Asked(ReadingCall):
         self.is_moved = any(xs[n] is not x for n, x in reading.xs.items())
         self.inner = copy(reading)
         self.inner.xs = xs
-        self.listener = listener
+        self._listener = ref(listener)  # which holds this
 
     @property
     def is_product(self) -> bool:
@@ -64,10 +55,10 @@ class _Asked(ReadingCall):
         return self.inner.tensor(output)
 
     def pull(self, grad: Tensor) -> dict[int, Tensor]:
-        with self.listener.rules():  # those of the forward do not reach into a backward pass
+        with alive(self._listener).rules():  # those of the forward do not reach into a backward pass
             pulled = self.inner.pull(grad)
         for state, grads in pulled.items():
-            dropped = [at for at, r in enumerate(readings_of(self.site, state)) if r in self.listener.dropped]
+            dropped = [at for at, r in enumerate(readings_of(self.site, state)) if r in alive(self._listener).dropped]
             if dropped:
                 pulled[state] = grads.index_fill(0, torch.tensor(dropped, device=grads.device), 0)
         return pulled
@@ -107,10 +98,12 @@ class Gradients(Attribute):
         output = super().read(asked)
         if not asked.is_product:  # then the model's own graph leads on from here
             readers = {r.reader for r in asked.site.readings}
-            asked.tensor(output).register_hook(lambda grad: self._stopped(readers, grad))
+            me = ref(self)
+            asked.tensor(output).register_hook(lambda grad: alive(me).stopped(readers, grad))
         return output
 
-    def _stopped(self, readers: set[int], grad: Tensor) -> Tensor | None:
+    def stopped(self, readers: set[int], grad: Tensor) -> Tensor | None:
+        """The gradient that leads on from these readers: none where all are dropped."""
         return torch.zeros_like(grad) if readers <= self.dropped else None
 
     def _score(self, reading: ReadingCall, pulls: Mapping[int, Tensor]) -> None:
@@ -198,9 +191,11 @@ def plain_point(
     """Run the model as it is. ``score(outputs)`` is one number, summed over examples; it is taken outside ``rules``.
 
     ``rows``: 1, or the batch size for scores by example. Costs one forward; a backward pass costs a backward and a
-    pull-back for every reader.
+    pull-back for every reader. Raises KeepError for scores by example where examples cannot be told apart.
     """
     require_untapped(wiring)
+    if rows > 1:
+        require_rows_first(wiring)
     inputs = with_positions(wiring.model, inputs)
     return _scored(Gradients(wiring, inputs, fills, rows, rules, wanted), score)
 
