@@ -134,8 +134,8 @@ WRONG = {
             "voltmeter: there is no model './stories'",
             "  there is no such directory",
             "~  local directories with a model, nearest: .*broken.*",
-            "  a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME or "
-            "py:package.module:factory",
+            "  a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME, katago:FILE, "
+            "modular:DIR, decision:DIR or py:package.module:factory",
         ),
     ),
     "a file that is no model": Refusal(
@@ -313,7 +313,8 @@ WRONG = {
         "discover hooked:tiny --task pairs.jsonl --set steps=3",
         (
             "voltmeter: edge-sp has no setting called 'steps'",
-            "  its settings: n_steps, learning_rate, price, spread, target, objective, initial, warm_start, warm_gain",
+            "  its settings: n_steps, learning_rate, price, spread, falling, smallest, largest, scale, target, "
+            "objective, initial, warm_start, warm_gain",
         ),
     ),
     "settings of a member that are no object": Refusal(

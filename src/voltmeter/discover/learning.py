@@ -19,8 +19,19 @@ def cut_loss(question: Question, batch: Batch, keep: Tensor, objective: str) -> 
 
     Minus the metric for the objective "metric", and where there are no answers or no logits to compare.
     """
+    return cut_losses(question, batch, keep, objective).mean()
+
+
+def cut_losses(question: Question, batch: Batch, keep: Tensor, objective: str) -> Tensor:
+    """The same of every pair: [pair]."""
     answers = cut_answers(question.wiring, batch, keep, question.task.metric, axes="example edge")
-    return -objective_of(question, batch, objective)(answers, batch.pairs, full=question.full_answers(batch)).mean()
+    return -objective_of(question, batch, objective)(answers, batch.pairs, full=question.full_answers(batch))
+
+
+def full_losses(question: Question, batch: Batch, objective: str) -> Tensor:
+    """What the full model loses by the same count, of every pair: [pair]. 0 for KL."""
+    full = question.full_answers(batch)
+    return -objective_of(question, batch, objective)(full, batch.pairs, full=full)
 
 
 def objective_of(question: Question, batch: Batch, objective: str) -> Metric:

@@ -25,11 +25,18 @@ class NodeSp(Probing):
     counts as kept if one of them is, and one that feeds none (the output) always. ``target`` counts nodes.
 
     This is the handicapped form that ACDC was compared with (2304.14997 [P]): it cannot tell apart the edges between
-    two nodes. Costs what ``edge-sp`` does: about two forward+backward passes per step. Defaults as for ``edge-sp``,
-    not tuned for nodes. Affordable wherever a masked forward is.
+    two nodes. It is kept to a rising price alone: no sorting, and the loss as it is. Costs what ``edge-sp`` does:
+    about two forward+backward passes per step. Settings as of ``edge-sp`` before it sorted, not tuned for nodes.
+    Affordable wherever a masked forward is.
     """
 
     name: ClassVar[str] = "node-sp"
+    sign: ClassVar[str] = "positive: the probability of being kept, averaged over a rising price"
+
+    price: float = 1.0
+    spread: float = 10.0
+    falling: float = 1.0
+    scale: float | None = None
 
     def n_masks(self, question: Question) -> int:
         return len(question.wiring.writers)
