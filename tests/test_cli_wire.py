@@ -43,6 +43,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # what is printed -------------------------------------------------------------------------------------------------
 
 
+MIXING = """
+import torch
+from torch import nn
+
+class Centred(nn.Sequential):
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.mean(0)
+
+def centred():
+    return Centred(nn.Linear(4, 4), nn.Linear(4, 2)), torch.rand(3, 4)
+"""
+
+
+def test_a_model_that_mixes_the_rows_of_its_batch(here: Path) -> None:
+    (here / "mixing.py").write_text(MIXING)
+    done = voltmeter("wire", "py:mixing:centred")
+    assert done.exit_code == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("rows "))
+    assert line.startswith(
+        "rows      not each for itself, so circuits are run one at a time: a row comes out otherwise"
+    )
+
+
 def test_the_demo_on_one_screen() -> None:
     done = voltmeter("wire", "demo")
     assert done.exit_code == 0, done.stderr

@@ -204,6 +204,7 @@ def test_verified(specimen: Specimen) -> None:
     assert verified.sum_error <= tolerance
     assert verified.law1_error <= tolerance
     assert verified.law2_error <= tolerance * 10  # a whole forward pass lies between
+    assert not wired(specimen).rows.mixed, "its rows are independent: see above"
 
 
 @each([specimen for specimen in WIRED if specimen.name in TOUCHY])

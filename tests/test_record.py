@@ -45,6 +45,12 @@ def test_what_is_asked_for_is_found_under_the_address_that_was_given() -> None:
         assert set(seen_at(*asked)) == set(asked)
 
 
+def test_one_name_is_no_list_of_letters() -> None:
+    with record(WIRING, "m0") as seen, torch.no_grad():
+        WIRING.model(INPUTS)
+    assert list(seen) == ["m0"]
+
+
 def test_a_name_that_is_both_is_the_writer() -> None:
     seen = seen_at("m0", "m0:out", "m0:in")
     assert torch.equal(seen["m0"], seen["m0:out"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import weakref
 from collections.abc import Iterator
 
 import models
@@ -194,6 +195,21 @@ def test_forgotten_blocks_stay_valid_while_a_tensor_lives() -> None:
     others = [large().fill_(5.0) for _ in range(3)]
     assert len(others) == 3
     assert float(tensor.mean()) == 3.0
+
+
+def test_blocks_go_with_the_last_wiring_that_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to give them back by hand; and the end of another wiring takes none."""
+    monkeypatch.setattr(memory, "_runners", weakref.WeakSet())  # those of other tests are alive
+    model, inputs = TRANSFORMER.build().double().eval(), models.tokens(2, 4, 0)
+    wirings = [voltmeter.wire(model, inputs) for _ in range(2)]
+    for each in wirings:
+        run(each, inputs, torch.ones(len(each.edges)), fill.zero())
+    del each
+    large()
+    for left in (1, 0):
+        wirings.pop()
+        gc.collect()
+        assert len(memory._blocks) == left
 
 
 def poison() -> None:

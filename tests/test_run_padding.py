@@ -184,6 +184,13 @@ def test_a_causal_model_is_known_as_one_in_any_precision(family: str, half: torc
     with_positions(copy.deepcopy(tiny(family)).to(half), padded(1, "left"))
 
 
+def test_another_model_that_runs_meanwhile_is_not_asked() -> None:
+    """A hook of a causal model runs one that is not."""
+    model, both_ways, left = copy.deepcopy(tiny("gpt2")), tiny("bert"), padded(1, "left")
+    model.register_forward_hook(lambda *given: both_ways(given[2]["input_ids"]) and None, with_kwargs=True)
+    assert "position_ids" in with_positions(model, left)
+
+
 def test_vectors_in_place_of_tokens_are_padded_likewise() -> None:
     left = {"inputs_embeds": torch.randn(3, LONGEST, 8).double(), "attention_mask": padded(1, "left")["attention_mask"]}
     assert "position_ids" in with_positions(tiny("gpt2"), left)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +12,7 @@ import laws
 import models
 import pytest
 import torch
+from conftest import ROOT
 from models import Convolutional, Residual, wired
 from run_subject import EDGES, INPUTS, MODEL, WIRING, A, B, Kept, keep_like
 from torch import Tensor
@@ -17,6 +21,8 @@ import voltmeter
 from voltmeter import fill, record, run
 from voltmeter.errors import FillError, KeepError, VoltmeterError, WiringError
 from voltmeter.run.run import attribute
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
 
 def refused(kind: type[Exception], *given: Any, **named: Any) -> str:
@@ -111,7 +117,10 @@ def test_a_circuit_of_another_wiring() -> None:
 
 
 def test_an_empty_list_of_circuits() -> None:
-    mend = '  give circuits, or one tensor of all: run(..., keep=torch.stack(keeps), axes="circuit edge")'
+    mend = (
+        "  give a tensor of a number for every edge, a circuit (of names: Circuit.from_edges(wiring, names)), a list "
+        'of circuits, or a tensor of several: run(..., keep=torch.stack(keeps), axes="circuit edge")'
+    )
     assert refused(KeepError, [], fill.zero()) == f"a list of circuits is empty\n{mend}"
 
 
@@ -191,3 +200,56 @@ def test_another_model_may_be_run_while_one_is_recorded() -> None:
         run(wired(other), inputs)
         WIRING.model(INPUTS)
     assert len(seen.runs) == 1
+
+
+STRANGERS = """
+import torch, voltmeter as vm
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = nn.Linear(4, 4), nn.Linear(4, 2)
+    def forward(self, x):
+        return self.g(x + self.f(x))
+
+model, x = Model().eval(), torch.rand(2, 4)
+wiring, zero = vm.wire(model, x), vm.fill.zero()
+ones = torch.ones(3)
+for ask in (
+    lambda: vm.wire("demo", x), lambda: vm.wire(lambda x: x, x), lambda: vm.wire(model, x[:0]),
+    lambda: vm.run(model, x, ones, zero), lambda: vm.run(wiring, x[:0], ones, zero),
+    lambda: vm.run(wiring, x, ones, "zero"), lambda: vm.run(wiring, x, ones, vm.fill.zero),
+    lambda: vm.run(wiring, x, "input -> logits", zero), lambda: vm.run(wiring, x, {"input -> logits": 0.0}, zero),
+    lambda: vm.run(wiring, x, 0.5, zero), lambda: vm.run(wiring, x, ["input -> logits"], zero),
+    lambda: vm.run(wiring, x, torch.ones(0, 3), zero, axes="circuit edge"),
+    lambda: vm.fill.tensor(ones),
+):
+    try:
+        print("silent:", ask())
+    except vm.errors.VoltmeterError as error:
+        print(type(error).__name__, error.problem)
+"""
+
+
+def test_what_is_of_another_kind_is_named() -> None:
+    """In a process of its own: here, annotations are checked before the code is reached."""
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGERS], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "WiringError a torch.nn.Module is wired, and a str was given",
+        "WiringError a torch.nn.Module is wired, and a function was given",
+        "WiringError the inputs hold no rows",
+        "VoltmeterError a wiring is run, and a Model was given",
+        "WiringError the inputs hold no rows",
+        "FillError a str was given for what cut edges carry",
+        "FillError a function was given for what cut edges carry",
+        "KeepError a str was given for what is kept",
+        "KeepError a dict was given for what is kept",
+        "KeepError a float was given for what is kept",
+        "KeepError a list of keeps holds something else than circuits",
+        "KeepError the keep is empty: it has shape [0, 3], circuit edge",
+        "FillError a tensor fill was given a Tensor",
+    ]

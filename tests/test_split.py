@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import laws
 import models
@@ -14,7 +15,9 @@ from cases import Case, Rewired, fill_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Convolutional, Residual, Transformer, Wiring, wired
-from torch import Tensor
+from specimen import enliven
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import voltmeter
 from voltmeter import run
@@ -197,6 +200,39 @@ def test_units_are_neurons() -> None:
     expected = units.model(ids)
     handle.remove()
     laws.assert_close(run(units, ids, keep, voltmeter.fill.zero()), expected, laws.EXACT)
+
+
+class Ops(TorchDispatchMode):
+    """Counts what torch does."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_wide_mlp_takes_no_more_calls_than_a_narrow_one() -> None:
+    """Its units are divided and verified together: 3,072 calls, one for each, once took ten seconds."""
+
+    class Wide(nn.Module):
+        def __init__(self, units: int) -> None:
+            super().__init__()
+            self.embed, self.up, self.down = nn.Linear(4, 4), nn.Linear(4, units), nn.Linear(units, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            x = x + self.down(torch.relu(self.up(x)))
+            return x.sum(-1)
+
+    def ops(units: int) -> int:
+        wiring = voltmeter.wire(enliven(Wide(units)), models.seeded(0, 2, 4))
+        (name,) = (each.component for each in wiring.readers if each.kind != "output")
+        with Ops() as counted:
+            assert len(wiring.split(name, "units").readers) == units + 1
+        return counted.count
+
+    assert ops(40) == ops(60)  # two numbers of as many bits
 
 
 def test_channels_are_channels() -> None:

@@ -201,9 +201,9 @@ def test_the_last_position_alone_will_do_where_all_answers_are_there() -> None:
 
 def test_logits_of_other_shapes_are_refused() -> None:
     pairs = pairs_of([[0]], [[1]], [2])
-    with pytest.raises(MetricError, match=r"the logits have shape \[2, 2, 3\] for 1 pairs"):
+    with pytest.raises(MetricError, match=r"the logits have shape \[2, 2, 3\] for 1 pair"):
         LOGIT_DIFFERENCE(torch.zeros(2, 2, 3), pairs)
-    with pytest.raises(MetricError, match=r"the logits have shape \[1, 2, 3, 4\] for 1 pairs"):
+    with pytest.raises(MetricError, match=r"the logits have shape \[1, 2, 3, 4\] for 1 pair"):
         LOGIT_DIFFERENCE(torch.zeros(1, 2, 3, 4), pairs)
     with pytest.raises(MetricError, match="answer 9 is not among the 3 logits of the model"):
         LOGIT_DIFFERENCE(torch.zeros(1, 2, 3), pairs_of([[9]], [[1]], [2]))
@@ -228,7 +228,7 @@ def test_values_that_are_not_finite_name_their_rows() -> None:
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        (torch.tensor(1.0), r"mine returned torch.float32 \[\], one real number for each of 1 pairs"),
+        (torch.tensor(1.0), r"mine returned torch.float32 \[\], one real number for each pair \(1\)"),
         (torch.tensor([1]), r"mine returned torch.int64 \[1\]"),
         (1.0, "mine returned float"),
     ],
@@ -249,9 +249,9 @@ def test_what_a_metric_needs_must_be_there() -> None:
     none = pairs_of([[0], [0]], [[1], []], [1, 1])
     with pytest.raises(MetricError) as error:
         LOGIT_DIFFERENCE(torch.zeros(2, 1, 3), none)
-    assert error.value.problem == "logit-difference needs wrong answers, and 1 of 2 pairs have none"
+    assert error.value.problem == "logit-difference needs wrong answers, and 1 of 2 pairs has none"
     assert error.value.details == ("row 2",)
-    with pytest.raises(MetricError, match="log-probability needs answers, and 1 of 1 pairs have none"):
+    with pytest.raises(MetricError, match="log-probability needs answers, and 1 of 1 pair has none"):
         LOG_PROBABILITY(torch.zeros(1, 1, 3), pairs_of([], [], [1]))
     with pytest.raises(MetricError, match="kl compares with the full model, and its outputs were not given"):
         KL(torch.zeros(2, 1, 3), none)

@@ -169,7 +169,7 @@ def test_other_padding_on_the_other_side() -> None:
         Pairs.of(
             {"input_ids": ids, "attention_mask": mask}, {"input_ids": ids + 1, "attention_mask": torch.ones_like(mask)}
         )
-    assert error.value.problem == "clean and corrupted are padded differently in 1 of 1 pairs"
+    assert error.value.problem == "clean and corrupted are padded differently in 1 of 1 pair"
     assert error.value.details == ("row 1: 2 tokens clean, 3 corrupted",)
 
 
@@ -190,9 +190,9 @@ def test_numbers_of_pairs_that_disagree() -> None:
 def test_rows_of_unequal_length() -> None:
     with pytest.raises(TaskError) as error:
         Pairs.from_tokens([[1, 2], [1, 2, 3]], [[1, 5], [1, 5]])
-    assert error.value.problem == "1 of 2 pairs are not equally long"
+    assert error.value.problem == "1 of 2 pairs is not equally long"
     assert error.value.details == ("row 2: 3 tokens, 2",)
-    with pytest.raises(TaskError, match="1 clean rows were given, but 2 corrupted ones"):
+    with pytest.raises(TaskError, match="1 clean row was given, but 2 corrupted"):
         Pairs.from_tokens([[1]], [[1], [2]])
     with pytest.raises(TaskError, match="the rows are 1 to 2 tokens long, and without a mask there is no padding"):
         Pairs.from_tokens([[1], [1, 2]], [[3], [3, 2]], as_dict=False)

@@ -87,7 +87,7 @@ def test_answers_missing_from_the_vocabulary_are_all_listed() -> None:
 def test_answers_of_several_tokens_are_refused_unless_asked_for() -> None:
     with pytest.raises(TaskError) as error:
         build_pairs([Row(1, "Tim", "Amy", (" Timothy",), (" Sam",))], encoder())
-    assert error.value.problem == "1 answers are not one token"
+    assert error.value.problem == "1 answer is not one token"
     assert error.value.details == ("row 1: 3 tokens, ' Tim' 'oth' 'y'",)
     assert "long_answers='branch'" in error.value.mend
 
@@ -122,7 +122,7 @@ def test_branching_feeds_in_what_answers_share() -> None:
 def test_answers_that_never_part_are_refused(right: str, wrong: str, said: str) -> None:
     with pytest.raises(TaskError) as error:
         build_pairs([Row(8, "I am", "U am", (right,), (wrong,))], encoder(), long_answers="branch")
-    assert error.value.problem == "answers and wrong answers do not part at one token in 1 of 1 pairs"
+    assert error.value.problem == "answers and wrong answers do not part at one token in 1 of 1 pair"
     assert error.value.details == (f"row 8: {said} begins an answer and a wrong answer",)
 
 

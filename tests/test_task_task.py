@@ -58,7 +58,7 @@ def test_a_metric_without_its_answers_is_refused() -> None:
 def test_groups_in_both_splits_are_refused() -> None:
     with pytest.raises(TaskError) as error:
         Task("mine", some_pairs(10, 2, ["a", "b"]), some_pairs(20, 2, ["b", "c"]))
-    assert error.value.problem == "1 groups of pairs are both train and held out"
+    assert error.value.problem == "1 group of pairs is both train and held out"
     assert error.value.details == ("'b'",)
 
 
@@ -67,7 +67,7 @@ def test_a_pair_in_both_splits_is_found_in_either_direction_and_under_other_padd
     held = Pairs.from_tokens([[5, 2], [7, 2]], [[1, 2], [8, 2]], [[0]] * 2, [[1]] * 2, groups=["x", "y"])
     with pytest.raises(TaskError) as error:
         Task("mine", train, held)
-    assert error.value.problem == "1 held-out pairs are train pairs too, in one direction or the other"
+    assert error.value.problem == "1 held-out pair is a train pair too, in one direction or the other"
     assert error.value.details == ("held-out row 1",)
 
 
@@ -141,7 +141,7 @@ def test_rows_of_two_files_that_name_no_groups_are_no_groups_together(tmp_path: 
 
 @pytest.mark.parametrize(("count", "share"), [(1, 0.5), (3, 0.0), (3, 1.0), (3, 2)])
 def test_what_cannot_be_held_out(tmp_path: Path, count: int, share: float) -> None:
-    with pytest.raises(TaskError, match=rf"{share:.0%} of {count} groups of pairs cannot be held out"):
+    with pytest.raises(TaskError, match=rf"{share:.0%} of {count} groups? of pairs cannot be held out"):
         from_file(lines(tmp_path, [record(i) for i in range(count)]), held_out=share)
 
 

@@ -106,6 +106,11 @@ class OutputError(VoltmeterError):
     """An output directory cannot be written, or already holds another run."""
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """ "1 row is" or "3 rows are": a number and the words that agree with it."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
     """The ``count`` names in ``known`` most like ``name``, for the second line of a message."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.0)

@@ -1,7 +1,12 @@
-"""The directory of a run: ``run.json``, ``scores.safetensors``, ``circuit.json``, ``page.html``.
+"""The directory of a run.
 
-It appears whole or not at all. ``run.json`` holds what is needed to repeat the run and the digests of the files
-beside it, so that what is read back is what was written.
+    run.json              what is needed to repeat the run, and the digests of the files beside it
+    scores.safetensors    a number per edge
+    circuit.json          the circuit that was chosen
+    fill.safetensors      what cut edges carry, where the method learned it: a tensor per writer
+    page.html             all of it to look at
+
+It appears whole or not at all, and what is read back is what was written.
 """
 
 from __future__ import annotations
@@ -11,6 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.circuit.formats import SCHEMA, circuit_bytes, circuit_from, scores_bytes, scores_from
@@ -28,8 +36,10 @@ from voltmeter.files import (
     unseal,
     write_directory,
 )
+from voltmeter.run.fill import Fixed
 
 RUN, SCORES, CIRCUIT, PAGE = "run.json", "scores.safetensors", "circuit.json", "page.html"
+FILL = "fill.safetensors"
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,17 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A run read back from its directory. ``scores`` and ``circuit`` are None where the run gave none."""
+    """A run read back from its directory. ``scores`` and ``circuit`` are None where the run gave none.
+
+    ``fill``: what cut edges carry, where that was learned along with the scores, which hold under it alone; None where
+    the name in the conditions says it all.
+    """
 
     directory: Path
     record: RunRecord
     scores: Scores | None
     circuit: Circuit | None
+    fill: Fixed | None = None
 
 
 def check_run_directory(directory: Path | str, record: RunRecord | None = None) -> None:
@@ -113,12 +128,13 @@ def write_run(
     page_html: str | None,
     feeds: Mapping[str, Sequence[str]] | None = None,
     width: int | None = None,
+    fill: Fixed | None = None,
 ) -> None:
     """Writes the directory of a run: whole, or not at all.
 
     An older run of the same identity is replaced, unless somebody put files of their own beside it. ``feeds`` and
-    ``width`` let other tools read ``circuit.json`` (see ``circuit_bytes``). Raises OutputError if the directory cannot
-    be written, or holds another run or anything else.
+    ``width`` let other tools read ``circuit.json`` (see ``circuit_bytes``). ``fill``: what the method learned that cut
+    edges carry. Raises OutputError if the directory cannot be written, or holds another run or anything else.
     """
     contents: dict[str, bytes] = {}
     if scores is not None:
@@ -127,8 +143,12 @@ def write_run(
         contents[CIRCUIT] = circuit_bytes(circuit, feeds, width)
     if page_html is not None:
         contents[PAGE] = page_html.encode()
-    digests = {name: digest_bytes(data) for name, data in contents.items()}
-    contents[RUN] = json_bytes(seal({**record.as_dict(), "files": digests}, "run", SCHEMA))
+    told: dict[str, Any] = {}
+    if fill is not None:
+        contents[FILL] = save({name: values.detach().cpu().contiguous() for name, values in fill.tensors.items()})
+        told["fill"] = {"name": fill.name, "over": fill.over, "by_position": fill.by_position}
+    told["files"] = {name: digest_bytes(data) for name, data in contents.items()}
+    contents[RUN] = json_bytes(seal({**record.as_dict(), **told}, "run", SCHEMA))
     write_directory(directory, contents, replace=_holds_same_run(Path(directory), record))
 
 
@@ -166,11 +186,14 @@ def _refuse_strangers(directory: Path, document: Mapping[str, Any]) -> None:
 
 def _described(path: Path) -> str:
     try:
-        record = RunRecord.from_dict({k: v for k, v in _run_document(path).items() if k != "files"})
+        record = RunRecord.from_dict({k: v for k, v in _run_document(path).items() if k not in _BESIDE})
     except (VoltmeterError, LookupError, TypeError):
         return f"its {RUN} cannot be read"
     conditions = record.conditions
     return f"{record.method} on {conditions.model}, {conditions.task}, fill {conditions.fill}, seed {conditions.seed}"
+
+
+_BESIDE = ("files", "fill")  # what run.json holds that is no part of the record
 
 
 def _run_document(path: Path) -> dict[str, Any]:
@@ -185,14 +208,22 @@ def read_run(directory: Path | str) -> Run:
     directory = Path(directory)
     document = _run_document(directory / RUN)
     try:
-        files = document.pop("files")
+        files, about = document.pop("files"), document.pop("fill", None)
         record = RunRecord.from_dict(document)
     except (LookupError, TypeError) as error:
         raise FormatError(f"{directory / RUN} is damaged: {error!r}") from error
     contents = _checked_contents(directory, files)
     scores = scores_from(contents[SCORES], str(directory / SCORES)) if SCORES in contents else None
     circuit = circuit_from(contents[CIRCUIT], str(directory / CIRCUIT)) if CIRCUIT in contents else None
-    return Run(directory, record, scores, circuit)
+    fill = None if about is None else _fill_from(contents.get(FILL, b""), about, str(directory / FILL))
+    return Run(directory, record, scores, circuit, fill)
+
+
+def _fill_from(data: bytes, about: Any, where: str) -> Fixed:
+    try:
+        return Fixed(about["name"], load(data), about["over"], about["by_position"])
+    except (SafetensorError, LookupError, TypeError) as error:
+        raise FormatError(f"{where} is damaged: {error}", mend="copy it again, or repeat the run") from error
 
 
 def _checked_contents(directory: Path, digests: Mapping[str, str]) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from voltmeter.errors import AddressError, nearest
+from voltmeter.errors import AddressError, counted, nearest
 
 ARROW = " -> "
 
@@ -231,7 +231,7 @@ def find_edges(
         else:
             misses.append(_why_missing(writer, reader, edges) if len(misses) < _MOST_EXPLAINED else edge)
     if misses:
-        what = "1 name is" if len(misses) == 1 else f"{len(misses)} names are"
+        what = counted(len(misses), "name is", "names are")
         raise AddressError(f"{what} no edge of this wiring", misses, f"write {_SHAPE}; wiring.edges lists them all")
     return found
 

@@ -24,7 +24,7 @@ import torch
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.circuit.names import Name, edge_name, find_edges, grouped, parse_edge, parse_name
 from voltmeter.circuit.scores import Conditions, Scores, checked_edges
-from voltmeter.errors import FormatError
+from voltmeter.errors import FormatError, counted
 from voltmeter.files import parse_json, parse_object, read_bytes
 
 _AGREE_RTOL = 1e-6  # copies of one float32 number that went through another tool's arithmetic of its own
@@ -171,7 +171,8 @@ def agreed(found: Mapping[str, Any], aliases: Mapping[str, str], where: str) -> 
             quarrels.append(f"{name}: {text} says {_said(edge)}, another query head {_said(edges[name])}")
     if quarrels:
         raise FormatError(
-            f"{where} treats the query heads of one key/value head differently, in {len(quarrels):,} edges",
+            f"{where} treats the query heads of one key/value head differently, "
+            f"in {counted(len(quarrels), 'edge', 'edges')}",
             quarrels,
             "a wiring reads keys and values once for each key/value head: make the copies agree",
         )
@@ -228,7 +229,11 @@ def read_eap(
     find_edges([name for name in found if name not in blank], names)
     absent = [name for name in names if name not in found]
     if absent:
-        raise FormatError(f"{where} lacks {len(absent):,} edges of this wiring", absent, "was it made for this model?")
+        raise FormatError(
+            f"{where} lacks {counted(len(absent), 'edge', 'edges')} of this wiring",
+            absent,
+            "was it made for this model?",
+        )
     kept = torch.tensor([found[name].kept for name in names], dtype=torch.bool)
     how = {"rule": "read", "format": "eap-ig", "passed_over": len(blank)}
     return Circuit(names, kept, _imported_scores(names, found, conditions, where), how)

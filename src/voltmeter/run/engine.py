@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voltmeter.errors import WiringError
+from voltmeter.errors import WiringError, counted
 from voltmeter.run.ahead import readings_ahead
 from voltmeter.run.fill import FillValues
 from voltmeter.run.keep import Keep, of_site
-from voltmeter.run.memory import own
+from voltmeter.run.memory import keep_while, own
 from voltmeter.run.mixing import Ahead, Begun, Share, accumulate, against, mix, with_ahead
 from voltmeter.run.padding import mask_for
 from voltmeter.run.tape import Rows, Tape, as_rows, claim, in_own_precision, write_deltas
@@ -143,6 +143,7 @@ class Cut(Listener):
         self.ahead = readings_ahead(wiring.plan)
         self.cuts_most = bool((keep.values < 0.5).any())  # some reader may
         self.rows = 1 if keep.axes == "edge" else batch_size(inputs)
+        keep_while(wiring)
         self.begin()
 
     def begin(self) -> None:
@@ -171,7 +172,9 @@ class Cut(Listener):
         self.keep.check_fits(x, self.wiring.streams[state.stream].name, self.rows)
         silent = [self.wiring.writers[m].name for m in state.members if m not in self.heard]
         if silent:
-            raise WiringError(f"{len(silent)} writers of a stream were not heard before it was read", silent)
+            raise WiringError(
+                f"{counted(len(silent), 'writer', 'writers')} of a stream did not write before it was read", silent
+            )
         self.reads.clear()
 
     def read(self, reading: ReadingCall) -> Any:

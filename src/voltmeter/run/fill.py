@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voltmeter.errors import FillError, nearest
+from voltmeter.errors import FillError, counted, nearest
 from voltmeter.run.padding import mask_for
 from voltmeter.run.paired import check_paired
 from voltmeter.run.watch import Outs, outs_of
@@ -154,7 +154,8 @@ class Fixed(Fill):
         unknown = [f"{n} ({nearest(n, names)})" for n in self.tensors if n not in names]
         if missing or unknown:
             raise FillError(
-                f"the fill names {len(unknown)} writers that do not exist and leaves out {len(missing)}",
+                f"the fill names {counted(len(unknown), 'writer that does', 'writers that do')} not exist "
+                f"and leaves out {len(missing)}",
                 [*(f"unknown: {n}" for n in unknown), *(f"missing: {n}" for n in missing)],
                 "give one tensor for every writer in wiring.writers",
             )
@@ -190,7 +191,7 @@ def _finite(wiring: Wiring, name: str, streams: Iterable[Tensor | None]) -> tupl
         if not bool(torch.isfinite(row).all())
     ]
     if wrong:
-        raise FillError(f"the {name} fill is not finite for {len(wrong)} writers", wrong)
+        raise FillError(f"the {name} fill is not finite for {counted(len(wrong), 'writer', 'writers')}", wrong)
     return streams
 
 
@@ -206,6 +207,11 @@ def resample() -> Fill:
 
 def tensor(values: Mapping[str, Tensor], name: str = "tensor", over: str = "") -> Fill:
     """Cut edges carry ``values[writer]``, broadcastable to the stream [batch, ...]. Gradients flow to them."""
+    if not isinstance(values, Mapping):
+        raise FillError(
+            f"a tensor fill was given a {type(values).__name__}",
+            mend="give a tensor for each writer, by name: {name: tensor}",
+        )
     return Fixed(name, dict(values), over)
 
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voltmeter.run.keep import require_rows_first
 from voltmeter.run.padding import with_positions
-from voltmeter.run.points import reread
 from voltmeter.run.watch import require_untapped
+from voltmeter.wiring.calls import reread
 from voltmeter.wiring.inputs import batch_size, call, expand_rows
 from voltmeter.wiring.plan import Write
 from voltmeter.wiring.tap import Listener, ReadingCall, Tap, readings_of
@@ -71,8 +72,10 @@ def changes_of_heads(
     lies between made anew, values as they were. ``max_rows``: examples of all blocks run at once (one cut at least).
 
     Costs one forward per edge of the reader that has most, and one more per run: not one per edge.
+    Raises KeepError where the model's rows cannot be told apart.
     """
     require_untapped(wiring)
+    require_rows_first(wiring)
     readers = [r for r in wiring.readers if r.kind == kind]
     heads = frozenset(wiring.writer(name).number for r in readers for name in r.feeds)
     widths = {r.number: len(wiring.plan.states[r.state].members) for r in readers}

@@ -26,6 +26,10 @@ class HasMask(Protocol):
     def mask(self, dtype: torch.dtype = ...) -> Tensor: ...
 
 
+_KEEPS = (
+    "give a tensor of a number for every edge, a circuit (of names: Circuit.from_edges(wiring, names)), a list of "
+    'circuits, or a tensor of several: run(..., keep=torch.stack(keeps), axes="circuit edge")'
+)
 KeepLike = Tensor | HasMask | Sequence[HasMask] | None
 
 
@@ -65,8 +69,10 @@ def read_keep(wiring: Wiring, keep: KeepLike, axes: str | None = None) -> Keep |
         made = Keep(keep, axes or _axes_of(keep))
     elif isinstance(keep, HasMask):
         made = Keep(_mask(wiring, keep), "edge")
-    else:
+    elif isinstance(keep, Sequence) and not isinstance(keep, str):
         made = Keep(_masks(wiring, keep), "circuit edge")
+    else:
+        raise KeepError(f"a {type(keep).__name__} was given for what is kept", mend=_KEEPS)
     if axes is not None and axes != made.axes:
         raise KeepError(
             f"what is kept has the axes {made.axes!r}, not {axes!r}", mend="leave axes to keeps that are tensors"
@@ -101,7 +107,7 @@ def _masks(wiring: Wiring, circuits: Sequence[HasMask]) -> Tensor:
         raise KeepError(
             "a list of keeps holds something else than circuits" if wrong else "a list of circuits is empty",
             wrong,
-            'give circuits, or one tensor of all: run(..., keep=torch.stack(keeps), axes="circuit edge")',
+            _KEEPS,
         )
     return torch.stack([_mask(wiring, circuit) for circuit in circuits])
 
@@ -117,6 +123,8 @@ def _check(wiring: Wiring, keep: Keep) -> None:
             [f"the wiring has {len(wiring.edges):,} edges"],
             "give one number for every edge, in the order of wiring.edges",
         )
+    if not keep.values.numel():
+        raise KeepError(f"the keep is empty: it has shape {list(keep.values.shape)}, {keep.axes}")
     if keep.axes != "edge":
         require_rows_first(wiring)
     if not keep.values.is_floating_point():
@@ -126,13 +134,22 @@ def _check(wiring: Wiring, keep: Keep) -> None:
 
 
 def require_rows_first(wiring: Wiring) -> None:
-    """Raise KeepError where a stream has its examples along another axis than the first."""
+    """Raise KeepError where examples cannot differ in what is kept.
+
+    They cannot where a stream has them along another axis than the first, nor where the model mixes them.
+    """
     rows = batch_size(wiring.example)
     for stream, found in zip(wiring.streams, wiring.survey.streams, strict=True):
         for version in found.states:
             x = wiring.survey.recording.values[version].tensor
             if not _has_rows_first(x, rows):
                 raise _not_first(stream.name, x, rows)
+    if wiring.rows.mixed:
+        raise KeepError(
+            "this model does not compute each row of a batch for itself, so no keep can differ from one to another",
+            [wiring.rows.mixed],
+            "give one keep for all examples, and run circuits one by one",
+        )
 
 
 def _has_rows_first(x: Tensor, rows: int) -> bool:

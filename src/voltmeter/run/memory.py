@@ -2,12 +2,14 @@
 
 The system hands out fresh memory a page at a time and takes large pieces back at once, so that a run's 100 MB of
 deltas cost up to a tenth of a second before anything is computed. Blocks that no tensor uses any more are lent again;
-nobody sees what they held, as with any allocator. Only on the CPU: PyTorch keeps such blocks itself on a GPU.
+nobody sees what they held, as with any allocator. They go back to the system with the last wiring that was run (or by
+``forget``). Only on the CPU: PyTorch keeps such blocks itself on a GPU.
 """
 
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +20,9 @@ from torch import Tensor
 _LARGE = 1 << 20  # bytes; smaller ones are quick to be had
 _LINE = 64  # bytes a block is aligned to
 _MOST_BLOCKS = 4  # deltas, their gradients, what is read, and one in between
-_lock = threading.Lock()
+_lock = threading.RLock()  # a collection of garbage inside may end with the last wiring
 _blocks: list[NDArray[np.uint8]] = []  # lent or free: a tensor on one holds a reference to it
+_runners: "weakref.WeakSet[object]" = weakref.WeakSet()  # the wirings that were run
 
 
 def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -39,6 +42,18 @@ def own(view: Tensor) -> Tensor:
     """The same entries as a tensor that autograd does not know for a view. It keeps their memory."""
     made = view.new_empty(0)
     return made.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+
+
+def keep_while(wiring: object) -> None:
+    """Blocks stay as long as ``wiring`` lives, which is about to run."""
+    if wiring not in _runners:
+        weakref.finalize(wiring, _forget_after_the_last).atexit = False
+        _runners.add(wiring)
+
+
+def _forget_after_the_last() -> None:
+    if not list(_runners):
+        forget()
 
 
 def forget() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from voltmeter.errors import KeepError
+from voltmeter.errors import KeepError, counted
 from voltmeter.wiring.inputs import call
 
 _ROUNDING = {torch.bfloat16: 1e-2, torch.float16: 1e-2}  # of one sum in another order, by the largest; else 1e-5
@@ -67,7 +67,7 @@ def _left_padded(mask: Any) -> list[int]:
 
 def _refuse_rows(rows: list[int], why: str) -> None:
     if rows:
-        what = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
+        what = counted(len(rows), "row is", "rows are")
         shown = f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:8]))}{' ...' if len(rows) > 8 else ''}"
         raise KeepError(f"{what} padded on the left, and {why}", [shown], "pad on the right")
 
@@ -118,8 +118,11 @@ def _alone(value: Any, mask: Tensor, row: int) -> Any:
 def _made_of(model: nn.Module, inputs: Mapping[str, Any], length: int) -> list[Tensor]:
     """What every module returns of the tokens but the last: [1, position, ...], one for each call."""
     made: list[Tensor] = []
+    own = {id(module) for module in model.modules()}  # the hook, which spares the model one, hears all others too
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) not in own:
+            return
         first = output[0] if isinstance(output, tuple) and output else output
         if isinstance(first, Tensor) and first.dim() == 3 and first.shape[:2] == (1, length):
             made.append(first[:, :-1].detach().clone())

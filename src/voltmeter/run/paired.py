@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from voltmeter.errors import FillError
+from voltmeter.errors import FillError, counted
 
 
 def check_paired(inputs: Any, corrupted: Any) -> None:
@@ -24,7 +24,7 @@ def check_paired(inputs: Any, corrupted: Any) -> None:
     padded = [f"{name}, row {row}" for name, row in _padded_otherwise(clean, other)]
     if padded:
         raise FillError(
-            f"the corrupted inputs are padded otherwise than the clean ones in {len(padded)} rows",
+            f"the corrupted inputs are padded otherwise than the clean ones in {counted(len(padded), 'row', 'rows')}",
             padded,
             "pair rows of equal length, padded on the same side",
         )

@@ -96,7 +96,7 @@ class Prefix:
         except NotAsRehearsed:
             self._starts[first] = None
             output = self._made(full, None)
-        split = tree_map(lambda leaf: by_circuit(leaf, self.circuits) if isinstance(leaf, Tensor) else leaf, output)
+        split = by_circuit(self.wiring, output, self.circuits)
         return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, split)
 
     def _made(self, keep: Tensor, start: Start | None) -> Any:

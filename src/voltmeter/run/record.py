@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from voltmeter.errors import AddressError, nearest
+from voltmeter.errors import AddressError, counted, nearest
 from voltmeter.run.watch import require_untapped
 from voltmeter.wiring.plan import Write
 from voltmeter.wiring.tap import Listener, ReadingCall, Tap, readings_of
@@ -65,16 +65,16 @@ class _Recorder(Listener):
         return reading.plain()
 
 
-def _asked(wiring: Wiring, addresses: Sequence[str] | None) -> dict[str, tuple[str, str]]:
+def _asked(wiring: Wiring, addresses: str | Sequence[str] | None) -> dict[str, tuple[str, str]]:
     writers, readers = [w.name for w in wiring.writers], [r.name for r in wiring.readers]
     known = {f"{name}:in": ("in", name) for name in readers} | {f"{name}:out": ("out", name) for name in writers}
     known |= {name: ("in", name) for name in readers}
     known |= {name: ("out", name) for name in writers}  # where one name is both, it is the writer
-    wanted = writers if addresses is None else list(addresses)
+    wanted = writers if addresses is None else [addresses] if isinstance(addresses, str) else list(addresses)
     unknown = [address for address in wanted if address not in known]
     if unknown:
         raise AddressError(
-            f"{len(unknown)} addresses are those of no reader or writer",
+            f"{counted(len(unknown), 'address is that', 'addresses are those')} of no reader or writer",
             [f"'{address}' ({nearest(address, list(dict.fromkeys((*writers, *readers))))})" for address in unknown],
             "list them with wiring.writers and wiring.readers",
         )
@@ -82,13 +82,13 @@ def _asked(wiring: Wiring, addresses: Sequence[str] | None) -> dict[str, tuple[s
 
 
 @contextmanager
-def record(wiring: Wiring, addresses: Sequence[str] | None = None, *, detach: bool = True) -> Iterator[Recorded]:
+def record(wiring: Wiring, addresses: str | Sequence[str] | None = None, *, detach: bool = True) -> Iterator[Recorded]:
     """Record while the model runs inside the ``with``.
 
-    ``addresses``: names of writers (what they write, [batch, ...]) and of readers (the state they read, before its
-    norm). Where one name is both, ``m2`` and ``m2:out`` are the writer, ``m2:in`` the reader. None: every writer.
-    Tensors are copies, detached unless ``detach=False``. Raises AddressError for names that match nothing, and when
-    the model did not run; WiringError for a recording inside another of the same model.
+    ``addresses``: names (or one name) of writers (what they write, [batch, ...]) and of readers (the state they read,
+    before its norm). Where one name is both, ``m2`` and ``m2:out`` are the writer, ``m2:in`` the reader. None: every
+    writer. Tensors are copies, detached unless ``detach=False``. Raises AddressError for names that match nothing, and
+    when the model did not run; WiringError for a recording inside another of the same model.
     """
     require_untapped(wiring)
     recorder = _Recorder(wiring, _asked(wiring, addresses), detach)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from voltmeter.errors import FillError, KeepError, VoltmeterError
+from voltmeter.errors import FillError, KeepError, VoltmeterError, counted
 from voltmeter.run.attributing import Attribute
 from voltmeter.run.engine import Cut
 from voltmeter.run.fill import Fill, FillValues
@@ -17,7 +17,7 @@ from voltmeter.run.keep import Keep, KeepLike, read_keep
 from voltmeter.run.padding import with_positions
 from voltmeter.run.reference import ReferenceCut
 from voltmeter.run.watch import require_untapped
-from voltmeter.wiring.inputs import batch_size, call, expand_rows
+from voltmeter.wiring.inputs import batch_size, call, expand_rows, refuse_empty
 from voltmeter.wiring.tap import LOOPED, Listener, Tap
 from voltmeter.wiring.wiring import Wiring
 
@@ -46,7 +46,9 @@ def run(
     Costs one forward and about one matrix product per reading call. Raises KeepError, FillError; VoltmeterError naming
     the ``params`` of another shape than the model's; WiringError inside ``record`` of the same model.
     """
+    _require_wiring(wiring)
     require_untapped(wiring)
+    refuse_empty(inputs)
     asked = read_keep(wiring, keep, axes)
     _check_params(wiring, params)
     inputs = with_positions(wiring.model, inputs)
@@ -94,9 +96,23 @@ def _fills(
         return fill
     if fill is None:
         raise FillError("edges are cut, and nothing says what they carry", mend="give fill=voltmeter.fill.zero(), ...")
+    if not isinstance(fill, Fill):
+        raise FillError(
+            f"a {type(fill).__name__} was given for what cut edges carry",
+            [repr(fill)],
+            "give one of voltmeter.fill, called: zero(), mean(wiring, batches), resample(), tensor(values), ...",
+        )
     if corrupted is not None:
         corrupted = with_positions(wiring.model, corrupted)
     return fill.values_for(wiring, inputs, corrupted, params)
+
+
+def _require_wiring(wiring: object) -> None:
+    if not isinstance(wiring, Wiring):
+        raise VoltmeterError(
+            f"a wiring is run, and a {type(wiring).__name__} was given",
+            mend="wire the model first: wiring = voltmeter.wire(model, example)",
+        )
 
 
 def _check_params(wiring: Wiring, params: Mapping[str, Tensor] | None) -> None:
@@ -112,7 +128,7 @@ def _check_params(wiring: Wiring, params: Mapping[str, Tensor] | None) -> None:
         if name in own and not (isinstance(tensor, Tensor) and tensor.shape == own[name].shape)
     ]
     if wrong:
-        what = "1 of the given params has" if len(wrong) == 1 else f"{len(wrong)} of the given params have"
+        what = counted(len(wrong), "of the given params has", "of the given params have")
         raise VoltmeterError(f"{what} another shape than the model's", wrong, "give tensors of these shapes")
 
 
@@ -135,12 +151,21 @@ def _circuits(
     output = run(
         wiring, expand_rows(inputs, count), rows.values, repeated, axes=rows.axes, params=params, reference=reference
     )
-    return tree_map(lambda leaf: by_circuit(leaf, count) if isinstance(leaf, Tensor) else leaf, output)
+    return by_circuit(wiring, output, count)
 
 
-def by_circuit(tensor: Tensor, count: int) -> Tensor:
+def by_circuit(wiring: Wiring, output: Any, count: int) -> Any:
+    """What the model returned for circuits as one batch, with every tensor [circuit, batch, ...]. Raises KeepError."""
+    leaves, spec = tree_flatten(output)
+    for number, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            leaves[number] = _apart(leaf, count, number in wiring.rows.whole)
+    return tree_unflatten(leaves, spec)
+
+
+def _apart(tensor: Tensor, count: int, is_whole: bool) -> Tensor:
     """[circuit x batch, ...] -> [circuit, batch, ...]."""
-    if tensor.dim() == 0 or tensor.shape[0] % count:
+    if is_whole or tensor.dim() == 0 or tensor.shape[0] % count:
         raise KeepError(
             f"the model returns a tensor of shape {list(tensor.shape)}, which mixes the {count} circuits of the batch",
             ["circuits are run as one batch, along axis 0 of every tensor"],

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
-from voltmeter.errors import TaskError
+from voltmeter.errors import TaskError, counted
 from voltmeter.task.pairs import Span
 from voltmeter.task.tokens import Encoder
 
@@ -71,7 +71,8 @@ def aligned(
     misfits = {number: reason for number, reason in reasons.items() if reason is not None}
     if misfits and (not drop_misaligned or len(misfits) == len(rows)):
         raise TaskError(
-            f"{len(misfits)} of {len(rows)} pairs {'does' if len(misfits) == 1 else 'do'} not line up",
+            f"{len(misfits)} of {counted(len(rows), 'pair', 'pairs')} "
+            f"{'does' if len(misfits) == 1 else 'do'} not line up",
             [f"row {number}: {reason}" for number, reason in misfits.items()],
             MEND if len(misfits) < len(rows) else "give aligned pairs: with these dropped, none would be left",
         )

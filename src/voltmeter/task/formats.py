@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from voltmeter.errors import FormatError, TaskError
+from voltmeter.errors import FormatError, TaskError, counted
 from voltmeter.files import read_bytes, write_file
 from voltmeter.task.pairs import Pairs
 from voltmeter.task.records import BadRow, row_of
@@ -47,7 +47,7 @@ def read_rows(path: Path | str, counterfactual: str | None = None) -> list[Row]:
             misses.append(f"row {number}: {error}")
     if misses:
         raise FormatError(
-            f"{len(misses)} of {len(rows) + len(misses)} rows of {where} cannot be read",
+            f"{len(misses)} of {counted(len(rows) + len(misses), 'row', 'rows')} of {where} cannot be read",
             misses,
             "expected clean and corrupted (texts or lists of token ids), answers and wrong, or rows of MIB",
         )
@@ -96,12 +96,12 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             misses.append(f"line {number}: {error}")
     if misses:
-        raise FormatError(f"{path} is damaged: {_lines(len(misses))} no JSON", misses, "give one JSON object a line")
+        raise FormatError(
+            f"{path} is damaged: {counted(len(misses), 'line is', 'lines are')} no JSON",
+            misses,
+            "give one JSON object a line",
+        )
     return iter(records)
-
-
-def _lines(count: int) -> str:
-    return "1 line is" if count == 1 else f"{count} lines are"
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:

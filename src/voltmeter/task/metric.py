@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from voltmeter.errors import MetricError, nearest
+from voltmeter.errors import MetricError, counted, nearest
 from voltmeter.task.pairs import Pairs
 
 Score = Callable[[Any, Pairs, Any], Tensor]
@@ -118,7 +118,7 @@ def logits_at_answer(outputs: Any, pairs: Pairs) -> Float[Tensor, "pair token vo
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[:1] != (len(pairs),) or logits.ndim not in ((3,) if pairs.is_sequence else (2, 3)):
         raise MetricError(
-            f"the logits have shape {list(logits.shape)} for {len(pairs)} pairs",
+            f"the logits have shape {list(logits.shape)} for {counted(len(pairs), 'pair', 'pairs')}",
             mend="expected [pair, position, vocabulary], or [pair, vocabulary] where answers are single tokens",
         )
     if logits.ndim == 2:
@@ -216,7 +216,8 @@ def require_not_constant(name: str, full: Float[Tensor, " pair"], nothing_kept: 
     scale = max(1.0, float(full.abs().max()), float(nothing_kept.abs().max()))
     if bool((full - nothing_kept).abs().max() <= 1e-6 * scale):
         raise MetricError(
-            f"{name} is the same for the full model and for nothing kept on all {len(full)} pairs",
+            f"{name} is the same for the full model and for nothing kept on "
+            f"{'the one pair' if len(full) == 1 else f'all {len(full)} pairs'}",
             [f"both give {float(full.double().mean()):.4g} on average"],
             "give another metric, or corrupted inputs that change the answer",
         )
@@ -225,11 +226,11 @@ def require_not_constant(name: str, full: Float[Tensor, " pair"], nothing_kept: 
 def _checked(values: Any, name: str, pairs: Pairs) -> Float[Tensor, " pair"]:
     if not isinstance(values, Tensor) or tuple(values.shape) != (len(pairs),) or not values.is_floating_point():
         shape = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise MetricError(f"{name} returned {shape}, one real number for each of {len(pairs)} pairs was expected")
+        raise MetricError(f"{name} returned {shape}, one real number for each pair ({len(pairs)}) was expected")
     bad = ~values.detach().isfinite()
     if bool(bad.any()):
         raise MetricError(
-            f"{name} is not finite on {int(bad.sum())} of {len(pairs)} pairs",
+            f"{name} is not finite on {int(bad.sum())} of {counted(len(pairs), 'pair', 'pairs')}",
             [f"row {pairs.rows[i]}: {float(values[i].detach())}" for i in _indices(bad)],
             "look at these rows: the model's logits there, or the metric itself, overflow or are NaN",
         )
@@ -241,7 +242,8 @@ def _require_some(answers: Tensor, field: str, name: str, pairs: Pairs) -> None:
     if lacking:
         what = "answer" if field == "answers" else "wrong answer"
         raise MetricError(
-            f"{name} needs {what}s, and {len(lacking)} of {len(pairs)} pairs have none",
+            f"{name} needs {what}s, and {len(lacking)} of {counted(len(pairs), 'pair', 'pairs')} "
+            f"{'has' if len(lacking) == 1 else 'have'} none",
             [f"row {pairs.rows[i]}" for i in lacking],
             f"give each pair at least one {what}, or another metric, such as kl",
         )

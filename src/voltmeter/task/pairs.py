@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from voltmeter.errors import TaskError
+from voltmeter.errors import TaskError, counted
 from voltmeter.task.tree import (
     Inputs,
     attention_mask,
@@ -122,7 +122,8 @@ class Pairs:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"Pairs({len(self)} pairs in {len(set(self.groups))} groups)"
+        groups = counted(len(set(self.groups)), "group", "groups")
+        return f"Pairs({counted(len(self), 'pair', 'pairs')} in {groups})"
 
     @property
     def is_sequence(self) -> bool:
@@ -139,7 +140,7 @@ class Pairs:
         """The pairs at ``indices``, in that order, without the columns that are padding in all of them."""
         index = torch.as_tensor(indices, dtype=torch.long)
         if index.ndim != 1 or (index.numel() and not -len(self) <= int(index.min()) <= int(index.max()) < len(self)):
-            raise TaskError(f"these are no indices of {len(self)} pairs: {index.tolist()}")
+            raise TaskError(f"these are no indices of {counted(len(self), 'pair', 'pairs')}: {index.tolist()}")
         chosen = index.tolist()
         return Pairs(
             clean=trim(take_rows(self.clean, index)),
@@ -232,7 +233,7 @@ def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
 def _require_sizes(size: int, fields: Mapping[str, Any]) -> None:
     misses = [f"{name}: {len(value)}" for name, value in fields.items() if len(value) != size]
     if misses:
-        raise TaskError(f"the inputs hold {size} pairs, but these hold another number", misses)
+        raise TaskError(f"the inputs hold {counted(size, 'pair', 'pairs')}, but these hold another number", misses)
 
 
 def _require_same_padding(pairs: Pairs) -> None:
@@ -243,7 +244,8 @@ def _require_same_padding(pairs: Pairs) -> None:
     apart = (clean != corrupted).any(dim=1)
     if bool(apart.any()):
         raise TaskError(
-            f"clean and corrupted are padded differently in {int(apart.sum())} of {len(pairs)} pairs",
+            "clean and corrupted are padded differently "
+            f"in {int(apart.sum())} of {counted(len(pairs), 'pair', 'pairs')}",
             [
                 f"row {pairs.rows[i]}: {counts[0][i]} tokens clean, {counts[1][i]} corrupted"
                 for i in apart.nonzero().flatten().tolist()
@@ -256,7 +258,7 @@ def _require_difference(pairs: Pairs) -> None:
     same = ~differing_rows(pairs.clean, pairs.corrupted)
     if bool(same.any()):
         raise TaskError(
-            f"clean and corrupted are the same in {int(same.sum())} of {len(pairs)} pairs",
+            f"clean and corrupted are the same in {int(same.sum())} of {counted(len(pairs), 'pair', 'pairs')}",
             [f"row {pairs.rows[i]}" for i in same.nonzero().flatten().tolist()],
             "give corrupted inputs that differ from the clean ones",
         )
@@ -275,7 +277,8 @@ def _require_positions(pairs: Pairs) -> None:
     held = inside & real.cpu().gather(1, last.clamp(0, ids.shape[1] - 1)[:, None])[:, 0]
     if not bool(held.all()):
         raise TaskError(
-            f"the position of the answer is no real token in {int((~held).sum())} of {len(pairs)} pairs",
+            "the position of the answer is no real token "
+            f"in {int((~held).sum())} of {counted(len(pairs), 'pair', 'pairs')}",
             [
                 f"row {pairs.rows[i]}: position {int(pairs.position[i])}, the row has {int(real[i].sum())} tokens"
                 for i in (~held).nonzero().flatten().tolist()
@@ -286,12 +289,17 @@ def _require_positions(pairs: Pairs) -> None:
 
 def _require_equal_lengths(clean: Sequence[Sequence[int]], corrupted: Sequence[Sequence[int]], as_dict: bool) -> None:
     if len(clean) != len(corrupted):
-        raise TaskError(f"{len(clean)} clean rows were given, but {len(corrupted)} corrupted ones")
+        raise TaskError(
+            f"{counted(len(clean), 'clean row was', 'clean rows were')} given, but {len(corrupted)} corrupted"
+        )
     lengths = [(len(one), len(other)) for one, other in zip(clean, corrupted, strict=True)]
     apart = [f"row {i + 1}: {one} tokens, {other}" for i, (one, other) in enumerate(lengths) if one != other]
     if apart:
         raise TaskError(
-            f"{len(apart)} of {len(lengths)} pairs are not equally long", apart, "give pairs of equal length"
+            f"{len(apart)} of {counted(len(lengths), 'pair', 'pairs')} "
+            f"{'is' if len(apart) == 1 else 'are'} not equally long",
+            apart,
+            "give pairs of equal length",
         )
     if not as_dict and len(set(lengths)) > 1:
         raise TaskError(

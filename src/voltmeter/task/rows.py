@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from voltmeter.errors import TaskError
+from voltmeter.errors import TaskError, counted
 from voltmeter.task.align import TokenRow, aligned
 from voltmeter.task.pairs import Pairs, Span
 from voltmeter.task.tokens import Encoder
@@ -152,7 +152,7 @@ def _require_known(rows: Sequence[TokenRow], encoder: Encoder | None) -> None:
                 misses.append(f"row {row.number}: {encoder.show(answer)} (ids {list(answer)})")
     if misses:
         raise TaskError(
-            f"{len(misses)} answers are missing from the vocabulary of {size:,} tokens",
+            f"{counted(len(misses), 'answer is', 'answers are')} missing from the vocabulary of {size:,} tokens",
             misses,
             "give answers that the tokenizer knows; mind the space that begins a word",
         )
@@ -170,7 +170,7 @@ def _refuse_long(rows: Sequence[TokenRow], encoder: Encoder | None) -> tuple[Tok
     ]
     if long:
         raise TaskError(
-            f"{len(long)} answers are not one token",
+            f"{counted(len(long), 'answer is', 'answers are')} not one token",
             long,
             "mind the space that begins a word; compare longer answers where they part with long_answers='branch', "
             "or score the whole answer with long_answers='sequence'",
@@ -195,7 +195,9 @@ def _branch(rows: Sequence[TokenRow], encoder: Encoder | None) -> tuple[TokenRow
         branched.append(_fed(row, every[0][:shared] if every else (), answers, wrong))
     if misses:
         raise TaskError(
-            f"answers and wrong answers do not part at one token in {len(misses)} of {len(rows)} pairs", misses
+            "answers and wrong answers do not part at one token "
+            f"in {len(misses)} of {counted(len(rows), 'pair', 'pairs')}",
+            misses,
         )
     return tuple(branched)
 
@@ -205,7 +207,8 @@ def _sequence(rows: Sequence[TokenRow], encoder: Encoder | None) -> tuple[TokenR
     several = [f"row {row.number}: {len(row.answers)} answers" for row in rows if len(row.answers) != 1]
     if several:
         raise TaskError(
-            f"a sequence is scored by feeding it in, so that a pair has one; {len(several)} of {len(rows)} do not",
+            "a sequence is scored by feeding it in, so that a pair has one; "
+            f"{len(several)} of {len(rows)} {'does' if len(several) == 1 else 'do'} not",
             several,
         )
     return tuple(replace(_fed(row, row.answers[0][:-1], row.answers, ()), position=_place(row)) for row in rows)

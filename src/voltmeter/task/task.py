@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voltmeter.errors import TaskError
+from voltmeter.errors import TaskError, counted
 from voltmeter.files import digest_file
 from voltmeter.task.formats import read_rows
 from voltmeter.task.metric import KL, LOG_PROBABILITY, LOGIT_DIFFERENCE, Metric, metric_named
@@ -122,7 +122,7 @@ def _splits(rows: Sequence[Row], share: float, seed: int) -> tuple[dict[int, str
     count = min(max(round(share * len(names)), 1), len(names) - 1)
     if not 0 < share < 1 or count < 1:
         raise TaskError(
-            f"{share:.0%} of {len(names)} groups of pairs cannot be held out",
+            f"{share:.0%} of {counted(len(names), 'group', 'groups')} of pairs cannot be held out",
             mend="give a share between 0 and 1 and at least two groups, or another file with held-out pairs",
         )
     held = set(names[:count])
@@ -135,7 +135,9 @@ def _declared_splits(rows: Sequence[Row]) -> dict[int, str]:
     wrong = [f"row {row.number}: {row.split!r}" for row in rows if row.split not in _SPLITS]
     if wrong:
         raise TaskError(
-            f"{len(wrong)} of {len(rows)} rows name no split", wrong, f"expected {' or '.join(map(repr, _SPLITS))}"
+            f"{len(wrong)} of {counted(len(rows), 'row', 'rows')} {'names' if len(wrong) == 1 else 'name'} no split",
+            wrong,
+            f"expected {' or '.join(map(repr, _SPLITS))}",
         )
     return {row.number: str(row.split) for row in rows}
 
@@ -150,7 +152,7 @@ def _require_apart(task: Task) -> None:
     shared = sorted(set(task.train.groups) & set(task.held_out.groups))
     if shared:
         raise TaskError(
-            f"{len(shared)} groups of pairs are both train and held out",
+            f"{counted(len(shared), 'group of pairs is', 'groups of pairs are')} both train and held out",
             [f"'{group}'" for group in shared],
             "pairs that share names or templates belong on one side",
         )
@@ -162,7 +164,8 @@ def _require_apart(task: Task) -> None:
     ]
     if twice:
         raise TaskError(
-            f"{len(twice)} held-out pairs are train pairs too, in one direction or the other",
+            f"{counted(len(twice), 'held-out pair is a train pair', 'held-out pairs are train pairs')} too, "
+            "in one direction or the other",
             twice,
             "both directions of a pair belong on one side",
         )

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,10 +36,6 @@ class ReadingCall(ABC):
     @abstractmethod
     def evaluate(self, reads: Mapping[int, Tensor]) -> Any:
         """The call's output when each reading has its own input: state -> [readings of the state, *x.shape]."""
-
-    def looped(self) -> "ReadingCall":
-        """The same call, in which each reading is evaluated by a call of its own."""
-        return self
 
     @property
     def divides(self) -> bool:
@@ -81,6 +79,17 @@ def readings_of(site: Site, state: int) -> list[int]:
     if len(site.states) == 1:
         return [r.reader for r in site.readings]
     return [r.reader for r, s in zip(site.readings, site.states, strict=True) if s == state]
+
+
+def reread(reading: ReadingCall, xs: Mapping[int, Tensor]) -> Any:
+    """The output of a reading call when all its readers read ``xs`` (by state) in place of what stands there.
+
+    Costs the call once, and the norm before it: no reader is evaluated apart.
+    """
+    whole = copy(reading)
+    readings = tuple(replace(one, columns=None) for one in reading.site.readings)
+    whole.site = replace(reading.site, readings=readings)  # nobody reads a share: the call is made once, as it is
+    return whole.evaluate({state: x[None] for state, x in xs.items()})
 
 
 class ModelCall(ReadingCall):
@@ -129,9 +138,6 @@ class ModelCall(ReadingCall):
         x = evaluate(self.site.inputs[0][1], self.run, {self.site.states[0]: reads.flatten(0, 1)})
         pieces = columnwise(x.reshape(len(which), -1, x.shape[-1]), self.site, which, linear.weight, linear.bias)
         return [piece.unflatten(0, (x.shape[0] // len(which), *x.shape[1:-1])) for piece in pieces]
-
-    def looped(self) -> "ModelCall":
-        return ModelCall(self.site, self.xs, self.made, self.run, folded=False)
 
     def _call(self, sources: Mapping[int, Tensor]) -> Any:
         changed = {at: evaluate(expr, self.run, sources) for at, expr in self.site.inputs}

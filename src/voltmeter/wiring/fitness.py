@@ -5,7 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from voltmeter.errors import WiringError
+from voltmeter.errors import WiringError, counted
+
+
+def refuse_no_model(model: object) -> None:
+    """Raises WiringError for what is no module: a name or a function, say."""
+    if not isinstance(model, nn.Module):
+        raise WiringError(
+            f"a torch.nn.Module is wired, and a {type(model).__name__} was given",
+            mend="load the model first, or put the function into a module's forward",
+        )
 
 
 def refuse_unfit(model: nn.Module) -> None:
@@ -41,7 +50,11 @@ def _meta(model: nn.Module) -> None:
 def _not_a_number(model: nn.Module) -> None:
     found = _tensors(model, _holds_nan)
     if found:
-        raise WiringError(f"{len(found)} of the model's tensors hold NaN", found, "load weights that are finite")
+        raise WiringError(
+            f"{len(found)} of the model's tensors {'holds' if len(found) == 1 else 'hold'} NaN",
+            found,
+            "load weights that are finite",
+        )
 
 
 def _holds_nan(tensor: Tensor) -> bool:
@@ -67,7 +80,8 @@ def _compiled(model: nn.Module) -> None:
     found = _modules(model, _is_compiled)
     if found:
         raise WiringError(
-            f"{len(found)} modules are compiled, and what happens inside compiled code cannot be seen",
+            f"{counted(len(found), 'module is', 'modules are')} compiled, "
+            "and what happens inside compiled code cannot be seen",
             found,
             "wire the model before it is compiled, or put each compiled module's _orig_mod back in its place",
         )

@@ -61,7 +61,7 @@ def load_hooked(
         raise LoadError(
             f"there is no directory {directory}", mend="hooked: takes a directory with weights and settings"
         )
-    tensors = read_tensors(_weights_file(directory))
+    tensors = read_tensors(weights_file(directory))
     first = dict(settings or {})
     found, source = _settings_in(directory, needed=not first)
     replaced = {own_word(word) for word in first}
@@ -87,7 +87,8 @@ def _weights(model: HookedModel) -> dict[str, Tensor]:
 # --- files ----------------------------------------------------------------------------------------------------
 
 
-def _weights_file(directory: Path) -> Path:
+def weights_file(directory: Path) -> Path:
+    """``weights.safetensors``, or the only .safetensors, .pt or .pth file. Raises LoadError for none, or several."""
     if (directory / WEIGHTS).is_file():
         return directory / WEIGHTS
     found = sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".pt", ".pth"))

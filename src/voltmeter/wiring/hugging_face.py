@@ -20,7 +20,10 @@ from torch import nn
 from voltmeter.errors import LoadError, nearest
 from voltmeter.files import read_bytes
 
-KINDS = "a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME or py:package.module:factory"
+KINDS = (
+    "a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME, katago:FILE, modular:DIR, "
+    "decision:DIR or py:package.module:factory"
+)
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

@@ -39,6 +39,12 @@ def batch_size(inputs: Any) -> int:
     return sizes.pop()
 
 
+def refuse_empty(inputs: Any) -> None:
+    """Raises WiringError for a batch without rows."""
+    if any(t.dim() > 0 and t.shape[0] == 0 for t in tree_leaves(inputs) if isinstance(t, Tensor)):
+        raise WiringError("the inputs hold no rows", mend="give at least one")
+
+
 def rows(inputs: Any, which: slice) -> Any:
     """Some rows of every tensor."""
     return tree_map(lambda t: t[which] if isinstance(t, Tensor) and t.dim() > 0 else t, inputs)
@@ -99,11 +105,12 @@ def _is_mask(path: Any, tensor: Tensor) -> bool:
 
 
 def paired(example: Any) -> Any:
-    """At least two different rows: a single row gets an altered twin."""
-    if batch_size(example) > 1:
-        return rows(example, slice(0, 3))
-    other = altered(example)
-    return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() > 0 else a, example, other)
+    """At least two different rows: a row that is alone, or the same as those beside it, gets an altered twin."""
+    first, few = rows(example, slice(0, 1)), rows(example, slice(0, 3))
+    if batch_size(example) > 1 and not _same(few, expand_rows(first, batch_size(few))):
+        return few
+    other = altered(first)
+    return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() > 0 else a, first, other)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

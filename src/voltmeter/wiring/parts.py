@@ -172,8 +172,11 @@ def _unit_split(survey: Survey, site: Site, number: int, z: int) -> ReadSplit | 
         columns = flat.amax(0)
         if not bool(((flat == columns) | (flat < 0)).all()) or columns.unique().tolist() != list(range(count)):
             continue
-        mine = [("u", (unit,), tuple(torch.nonzero(columns == unit).flatten().tolist())) for unit in range(count)]
-        return ReadSplit(number, value, tensor.dim() - 1, tuple(mine))
+        mine: list[list[int]] = [[] for _ in range(count)]
+        for column, unit in enumerate(columns.tolist()):
+            mine[unit].append(column)
+        split = tuple(("u", (unit,), tuple(theirs)) for unit, theirs in enumerate(mine))
+        return ReadSplit(number, value, tensor.dim() - 1, split)
     return None
 
 

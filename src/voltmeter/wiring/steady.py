@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 from voltmeter.errors import WiringError
 from voltmeter.wiring.algebra import base_name
-from voltmeter.wiring.inputs import altered, call, output_tensors, rows, shorter
+from voltmeter.wiring.inputs import altered, call, expand_rows, output_tensors, shorter
 from voltmeter.wiring.layout import Layout
 from voltmeter.wiring.naming import signature
+from voltmeter.wiring.rows import REFUSALS
 from voltmeter.wiring.streams import Survey
 from voltmeter.wiring.trace import Recording
 from voltmeter.wiring.verify import tolerance_of
 
 
-def refuse_unsteady(model: nn.Module, inputs: Any, layout: Layout, trace: Callable[[Any], Survey]) -> None:
-    """Raises WiringError when the wiring depends on chance, data, batch size or length."""
+def refuse_unsteady(
+    model: nn.Module, inputs: Any, layout: Layout, alone: Survey | Exception, trace: Callable[[Any], Survey]
+) -> None:
+    """Raises WiringError when the wiring depends on chance, data, batch size or length. ``alone``: see ``rows``."""
     recording = layout.survey.recording
     with torch.no_grad():
         first, again = (output_tensors(call(model, inputs)) for _ in range(2))
@@ -34,13 +37,7 @@ def refuse_unsteady(model: nn.Module, inputs: Any, layout: Layout, trace: Callab
             [f"random numbers are drawn in {place}" for place in _random_places(recording)],
             "switch dropout and other randomness off",
         )
-    for what, other in _others(inputs):
-        try:
-            found = trace(other)
-        except (RuntimeError, ValueError, IndexError, AssertionError):
-            if what == "one position less":  # a model of fixed length
-                continue
-            raise
+    for what, found in _others(inputs, alone, trace):
         differences = _differences(signature(layout.survey), signature(found)) or _moved_columns(layout, found)
         if differences:
             raise WiringError(
@@ -54,12 +51,20 @@ def _close(a: Tensor, b: Tensor, rounding: float) -> bool:
     return bool((a - b).abs().max() <= rounding * a.abs().max()) if a.numel() else True
 
 
-def _others(inputs: Any) -> Iterator[tuple[str, Any]]:
-    yield "one row", rows(inputs, slice(0, 1))
-    yield "other data", altered(inputs)
+def _others(inputs: Any, alone: Survey | Exception, trace: Callable[[Any], Survey]) -> Iterator[tuple[str, Survey]]:
+    if isinstance(alone, Exception):
+        yield "twice the rows", trace(expand_rows(inputs, 2))
+    else:
+        yield "one row", alone
+    yield "other data", trace(altered(inputs))
     short = shorter(inputs)
-    if short is not None:
-        yield "one position less", short
+    if short is None:
+        return
+    try:
+        found = trace(short)
+    except REFUSALS:  # a model of fixed length
+        return
+    yield "one position less", found
 
 
 def _random_places(recording: Recording) -> list[str]:

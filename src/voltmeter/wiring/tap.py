@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from voltmeter.errors import AddressError, WiringError, nearest
+from voltmeter.errors import AddressError, WiringError, counted, nearest
 from voltmeter.wiring.calls import ModelCall, ReadingCall, ReturnedCall, readings_of
 from voltmeter.wiring.expr import Made, evaluate, substitute
 from voltmeter.wiring.follow import CallKey, Follower
@@ -163,7 +163,7 @@ class Tap(Follower):
         missed = [key for key in self.plan.by_call if key not in self._seen]
         if missed:
             raise WiringError(
-                f"{len(missed)} calls seen while wiring did not happen in this run",
+                f"{counted(len(missed), 'call', 'calls')} seen while wiring did not happen in this run",
                 sorted({key.place for key in missed}),
                 "the model takes another path for these inputs; wire it with an example like them",
             )
@@ -309,7 +309,7 @@ def _swaps(model: nn.Module, params: Mapping[str, Tensor] | None) -> dict[int, T
     unknown = [name for name in params if name not in named]
     if unknown:
         raise AddressError(
-            f"{len(unknown)} of the given params are not in the model",
+            f"{counted(len(unknown), 'of the given params is', 'of the given params are')} not in the model",
             [f"{name} ({nearest(name, list(named))})" for name in unknown],
             "see dict(model.named_parameters())",
         )

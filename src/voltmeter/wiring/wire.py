@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from voltmeter.errors import AddressError, WiringError, nearest
+from voltmeter.errors import AddressError, WiringError, counted, nearest
 from voltmeter.wiring import verify
-from voltmeter.wiring.fitness import refuse_unfit
-from voltmeter.wiring.inputs import call, paired, unwrapped
+from voltmeter.wiring.fitness import refuse_no_model, refuse_unfit
+from voltmeter.wiring.inputs import batch_size, call, paired, refuse_empty, unwrapped
 from voltmeter.wiring.layout import WHOLE, Layout, lay_out
 from voltmeter.wiring.plan import Plan, Site
 from voltmeter.wiring.planner import make_plan
+from voltmeter.wiring.rows import Rows, compare_rows, trace_alone
 from voltmeter.wiring.steady import refuse_unsteady
 from voltmeter.wiring.streams import Survey
 from voltmeter.wiring.survey import survey
@@ -39,6 +40,8 @@ def wire(
     the length, and when the sums or laws 1 and 2 do not hold; AddressError for names that match nothing.
     """
     model = unwrapped(model)
+    refuse_no_model(model)
+    refuse_empty(example)
     refuse_tapped(model)
     refuse_unfit(model)
     opaque = _declared(model, declare)
@@ -46,8 +49,10 @@ def wire(
     with torch.inference_mode(False), _open_attention():
         found = _traced(model, inputs, opaque)
         layout = lay_out(found, divisions)
-        refuse_unsteady(model, inputs, layout, lambda other: _traced(model, other, opaque))
-        return _finished(model, inputs, layout, divisions, opaque)
+        alone = trace_alone(lambda row: _traced(model, row, opaque), inputs)
+        refuse_unsteady(model, inputs, layout, alone, lambda other: _traced(model, other, opaque))
+        rows = compare_rows(found, alone, batch_size(inputs), verify.tolerance_of(found.recording))
+        return _finished(model, inputs, layout, divisions, opaque, rows)
 
 
 def divide(wiring: Wiring, name: str, into: str) -> Wiring:
@@ -64,7 +69,7 @@ def _divided(wiring: Wiring, divisions: Mapping[str, str]) -> Wiring:
     refuse_tapped(wiring.model)
     with torch.inference_mode(False):
         layout = lay_out(wiring.survey, divisions)
-        return _finished(wiring.model, wiring.example, layout, divisions, wiring.plan.opaque)
+        return _finished(wiring.model, wiring.example, layout, divisions, wiring.plan.opaque, wiring.rows)
 
 
 # passes ---------------------------------------------------------------------------------------------------
@@ -76,7 +81,7 @@ def _declared(model: nn.Module, paths: Iterable[str]) -> frozenset[str]:
     unknown = sorted(declared - known)
     if unknown:
         raise AddressError(
-            f"{len(unknown)} of the declared modules are not in the model",
+            f"{counted(len(unknown), 'of the declared modules is', 'of the declared modules are')} not in the model",
             [f"'{path}': {nearest(path, sorted(known))}" for path in unknown],
             "see dict(model.named_modules()); the model itself cannot be declared",
         )
@@ -112,7 +117,7 @@ def _open_attention() -> Iterator[None]:
 
 
 def _finished(
-    model: nn.Module, inputs: Any, layout: Layout, divisions: Mapping[str, str], opaque: frozenset[str]
+    model: nn.Module, inputs: Any, layout: Layout, divisions: Mapping[str, str], opaque: frozenset[str], rows: Rows
 ) -> Wiring:
     """Plan, nodes, edges, verification."""
     plan = make_plan(layout.survey, [w.wish for w in layout.writers], [r.wish for r in layout.readers], opaque)
@@ -140,6 +145,7 @@ def _finished(
         survey=layout.survey,
         plan=plan,
         modes=modes,
+        rows=rows,
         divisions=dict(divisions),
     )
 

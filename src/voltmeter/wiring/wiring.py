@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from voltmeter.errors import AddressError, nearest
 from voltmeter.wiring.plan import Plan
+from voltmeter.wiring.rows import Rows
 from voltmeter.wiring.streams import Survey
 from voltmeter.wiring.tap import Modes
 
@@ -174,6 +175,7 @@ class Wiring:
     survey: Survey = field(repr=False)
     plan: Plan = field(repr=False)
     modes: Modes = field(repr=False)
+    rows: Rows = field(repr=False)
     divisions: Mapping[str, Any] = field(repr=False)
 
     def __repr__(self) -> str:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from voltmeter.errors import AddressError, LoadError
 from voltmeter.wiring.hooked import HookedModel
-from voltmeter.wiring.hooked_files import WEIGHTS, load_hooked, read_tensors
-from voltmeter.wiring.models.given import fill_module, settings_in
+from voltmeter.wiring.hooked_files import load_hooked, read_tensors, weights_file
+from voltmeter.wiring.models.given import fill_module, path_of, settings_in
 
 TRUNK = "transformer."
 _ASIDE = ("state_predictor.", "reward_predictor.")
@@ -28,20 +28,25 @@ _TOKEN_TENSORS = ("reward_embedding.0", "state_embedding", "action_embedding.0",
 
 
 def load_decision(directory: Path | str, dtype: torch.dtype = torch.float32) -> "DecisionTransformer":
-    """The model in a directory, in eval mode: ``weights.safetensors``, and the checkpoint's ``model_config`` as JSON.
+    """The model in a directory, in eval mode: its only file of tensors, as for ``load_hooked``, and its configuration.
+
+    ``config.json`` holds that, or ``about.json`` under "checkpoint" and there "model_config".
 
     Raises:
         LoadError: files that are missing or damaged, settings that are none of a model, tensors that do not fit.
     """
-    directory = Path(directory).expanduser()
+    directory = path_of(directory)
     config = settings_in(directory, "checkpoint", "model_config")
     trunk = load_hooked(directory, settings=_trunk_settings(config), dtype=dtype)
-    found = read_tensors(directory / WEIGHTS)
+    found = read_tensors(weights_file(directory))
     own = {name: tensor for name, tensor in found.items() if not name.startswith((TRUNK, *_ASIDE))}
-    missing = [f"missing: {name}.weight" for name in _TOKEN_TENSORS if f"{name}.weight" not in own]
-    if missing:
-        raise LoadError(f"{directory} holds no decision transformer", missing)
-    sizes = {name: own[f"{name}.weight"].shape for name in _TOKEN_TENSORS}
+    sizes = {name: own[f"{name}.weight"].shape for name in _TOKEN_TENSORS if f"{name}.weight" in own}
+    misses = [f"missing: {name}.weight" for name in _TOKEN_TENSORS if name not in sizes]
+    misses += [
+        f"{name}.weight has shape {list(size)}; 2 axes were expected" for name, size in sizes.items() if len(size) != 2
+    ]
+    if misses:
+        raise LoadError(f"{directory} holds no decision transformer", misses)
     model = DecisionTransformer(
         trunk,
         n_states=sizes["state_embedding"][-1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from voltmeter.errors import LoadError
 from voltmeter.files import parse_object, read_bytes
 
 FILES = ("config.json", "about.json")
+
+
+def path_of(path: Path | str) -> Path:
+    """``path`` with its ``~``, where there is such a user. Raises LoadError where nothing is named."""
+    if not str(path).strip() or path == Path():
+        raise LoadError("no file or directory is named", mend="write it behind the colon: katago:FILE, modular:DIR")
+    return Path(os.path.expanduser(path))  # which, unlike Path.expanduser, leaves ~nobody as it is
 
 
 def settings_in(directory: Path, *inside: str) -> dict[str, Any]:
@@ -46,7 +54,7 @@ def _object(value: Any) -> Any:
 
 
 def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Gives ``module`` the ``tensors``. Raises LoadError listing each that is missing, unknown or of another shape."""
+    """Gives ``module`` the ``tensors``. Raises LoadError listing each that is missing, unknown or does not fit."""
     wanted = module.state_dict()
     misses = [
         *(f"missing: {name} {list(wanted[name].shape)}" for name in sorted(wanted.keys() - tensors.keys())),
@@ -55,6 +63,11 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{name} has shape {list(tensors[name].shape)}; {list(wanted[name].shape)} was expected"
             for name in sorted(wanted.keys() & tensors.keys())
             if wanted[name].shape != tensors[name].shape
+        ),
+        *(
+            f"{name} is {tensors[name].dtype}; floating point was expected"
+            for name in sorted(wanted.keys() & tensors.keys())
+            if not tensors[name].is_floating_point()
         ),
         *(f"{name} holds values that are not finite" for name in sorted(tensors) if not tensors[name].isfinite().all()),
     ]

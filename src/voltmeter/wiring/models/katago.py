@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from voltmeter.errors import LoadError
+from voltmeter.errors import AddressError
 
 PLANES, FEATURES = 22, 19  # of version 7 of the inputs, which version 8 of the nets takes
 OFF_BOARD_LOGIT = -50.0  # KataGo says -5000: as impossible as e^-50, and float32 would keep three digits of the others
@@ -54,10 +54,10 @@ class KataGo(nn.Module):
         true on the board, as plane 0 is 1 there. It is an input of its own because it fills no edge: what is off the
         board in one position cannot be on it in the run that edges are filled from.
 
-        Raises LoadError where they are of other sizes.
+        Raises AddressError where they are of other sizes.
         """
         if planes.shape[1] != PLANES or features.shape[1] != FEATURES:
-            raise LoadError(
+            raise AddressError(
                 f"planes {list(planes.shape)} and features {list(features.shape)} were given",
                 mend=f"give planes [batch, {PLANES}, row, column] and features [batch, {FEATURES}]",
             )

@@ -5,6 +5,7 @@ a damaged file is an error that names the layer, and never a network.
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from voltmeter.errors import LoadError
 from voltmeter.files import read_bytes
+from voltmeter.wiring.models.given import path_of
 from voltmeter.wiring.models.katago import (
     FEATURES,
     PLANES,
@@ -38,7 +40,7 @@ def load_katago(path: Path | str, dtype: torch.dtype = torch.float32) -> KataGo:
     Raises:
         LoadError: no such file, no gzip, cut short or damaged, of another version, sizes that do not fit each other.
     """
-    return _network(_Words(_unpacked(Path(path).expanduser()), str(path))).to(dtype).eval()
+    return _network(_Words(_unpacked(path_of(path)), str(path))).to(dtype).eval()
 
 
 def _unpacked(path: Path) -> bytes:
@@ -135,6 +137,16 @@ class _Words:
             raise self._damaged(f"{what} was expected, a whole number", text.encode())
         return int(text)
 
+    def positive(self, what: str) -> float:
+        text = self.word(what)
+        try:
+            found = float(text)
+        except ValueError:
+            found = 0.0
+        if not 0 < found < math.inf:
+            raise self._damaged(f"{what} was expected, a number above 0", text.encode())
+        return found
+
     def expect(self, what: str, expected: int | None) -> int:
         found = self.number(what)
         if expected is not None and found != expected:
@@ -194,16 +206,14 @@ class _Words:
     def _norm(self, channels: int) -> nn.BatchNorm2d:
         name = self.word("the name of a norm")
         self.expect(f"channels of {name}", channels)
-        text = self.word(f"the epsilon of {name}")
-        try:
-            eps = float(text)
-        except ValueError:
-            raise self._damaged(f"the epsilon of {name} was expected", text.encode()) from None
+        eps = self.positive(f"the epsilon of {name}")
         scaled, shifted = (self.number(f"whether {name} has a {what}") for what in ("scale", "bias"))
         layer = nn.BatchNorm2d(channels, eps=eps)
         if layer.running_mean is not None and layer.running_var is not None:  # which they are not: for mypy
             _set(layer.running_mean, self.floats(f"{name} (mean)", channels))
             _set(layer.running_var, self.floats(f"{name} (variance)", channels))
+            if bool((layer.running_var < 0).any()):
+                raise LoadError(f"{self.path}: {name} (variance) holds values below 0", mend=_AGAIN)
         if scaled:
             _set(layer.weight, self.floats(f"{name} (scale)", channels))
         if shifted:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voltmeter.errors import AddressError, LoadError
-from voltmeter.wiring.hooked_files import WEIGHTS, read_tensors
-from voltmeter.wiring.models.given import fill_module, settings_in
+from voltmeter.wiring.hooked_files import read_tensors, weights_file
+from voltmeter.wiring.models.given import fill_module, path_of, settings_in
 
 Stream = Float[Tensor, "batch pos d_model"]
 
@@ -28,14 +28,16 @@ _MADE_ANEW = "attn.mask"  # a buffer that the published code does not use either
 
 
 def load_modular(directory: Path | str, dtype: torch.dtype = torch.float32) -> "ModularTransformer":
-    """The model in a directory, in eval mode: ``weights.safetensors``, and the configuration as JSON.
+    """The model in a directory, in eval mode: its only file of tensors, as for ``load_hooked``, and its configuration.
+
+    ``config.json`` holds that, or ``about.json`` under "config".
 
     Raises:
         LoadError: files that are missing or damaged, settings that are none of a model, tensors that do not fit.
     """
-    directory = Path(directory).expanduser()
+    directory = path_of(directory)
     settings = settings_in(directory, "config")
-    found = read_tensors(directory / WEIGHTS)
+    found = read_tensors(weights_file(directory))
     tensors: dict[str, Tensor] = {name: tensor for name, tensor in found.items() if not name.endswith(_MADE_ANEW)}
     model = _shaped(tensors, settings, directory).to(dtype)
     said = {name: value for name, value in model.state_dict().items() if name.endswith("attn.coefficient")}
@@ -47,9 +49,9 @@ def _shaped(tensors: Mapping[str, Tensor], settings: Mapping[str, object], direc
     """A model of the sizes that the tensors show; those of later layers are checked when they are filled in."""
     coefficient, activation = settings.get("attn_coeff", 1), settings.get("act_fn", "ReLU")
     misses = []
-    if not isinstance(coefficient, int | float) or not 0 <= coefficient <= 1:
+    if not isinstance(coefficient, int | float) or isinstance(coefficient, bool) or not 0 <= coefficient <= 1:
         misses.append(f"attn_coeff is {coefficient!r}; a number from 0 to 1 was expected")
-    if activation not in _ACTIVATIONS:
+    if activation not in list(_ACTIVATIONS):
         misses.append(f"act_fn is {activation!r}; it can be {' or '.join(_ACTIVATIONS)}")
     axes = {"embed.W_E": 2, "pos_embed.W_pos": 2, "unembed.W_U": 2, "blocks.0.attn.W_Q": 3, "blocks.0.mlp.W_in": 2}
     misses += [
