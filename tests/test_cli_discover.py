@@ -13,11 +13,12 @@ import torch
 from circuit_graphs import transformer
 from cli_bench import LENGTH, N_EDGES, N_PAIRS, discover, files, make_tiny, voltmeter, write_rows
 
+import voltmeter as vm
 from voltmeter.circuit import read_run
 from voltmeter.cli import discover as discovering
 from voltmeter.cli.choose import connected, curve_sizes, of_size
 from voltmeter.cli.screen import duration, memory, tiny, words_for
-from voltmeter.discover import Judge
+from voltmeter.discover import Judge, prepare_fill
 
 KEYS = ["model", "task", "method", "fill", "metric", "seed", "n_edges", "n_edges_total", "edges", "faithfulness"]
 KEYS += ["seconds", "peak_mib", "run"]
@@ -71,6 +72,7 @@ def test_it_prints_what_it_is_doing_and_where_the_run_went(here: Path) -> None:
     assert lines[6:] == [
         f"written   {run}/  page.html circuit.json scores.safetensors run.json",
         f"next      open {run}/page.html, or see every edge: voltmeter show {run} --all",
+        f"          is it true? voltmeter check {run}",
     ]
     assert re.fullmatch(r"edge-sp   5 of 5 in 1 s\n", done.stderr)
     assert {path.name for path in (here / run).iterdir()} == RUN_FILES
@@ -98,6 +100,35 @@ def test_json_is_one_document_that_says_what_the_run_holds(here: Path, method: s
     assert run.record.results == document
     assert document["seconds"] > 0
     assert document["peak_mib"] > 50
+
+
+def test_what_cut_edges_were_taught_to_carry_is_written_and_judged_by(here: Path) -> None:
+    asked = ("--method", "ugs", "--fill", "mean", "--set", "learn_fill=true", "--faithful", 0.5, "--out", "it")
+    done = discover(*asked, "--json")
+    assert done.exit_code == 0, done.stderr
+    document, run = json.loads(done.stdout), read_run(here / "it")
+    assert {path.name for path in (here / "it").iterdir()} == {*RUN_FILES, "fill.safetensors"}
+    assert (document["fill"], run.record.conditions.fill) == ("optimal", "optimal")
+    assert run.record.conditions.settings["fill_begun_at"] == "mean"
+    assert run.scores is not None
+    assert run.circuit is not None
+    assert run.fill is not None
+
+    model, task = vm.load("hooked:tiny", "pairs.jsonl")
+    assert task is not None
+    wiring = vm.wire(model, task.example)
+    again = vm.discover(wiring, task, "ugs", "mean", n_steps=5, learn_fill=True)
+    assert again == run.scores  # under the same conditions, the learned values' digest among them
+    under = {fill: Judge(wiring, task, task.held_out, fill) for fill in (run.fill, prepare_fill("mean", wiring, task))}
+    learned, means = (judge.measure(run.circuit).as_dict() for judge in under.values())
+    assert learned == document["faithfulness"]
+    assert abs(learned["nothing_kept"] - means["nothing_kept"]) > 1e-3
+
+    written = discover(*asked)  # the same run: it takes the old one's place
+    assert "page.html circuit.json scores.safetensors fill.safetensors run.json" in written.stdout
+    shown = voltmeter("show", "it").stdout.splitlines()
+    assert " · fill optimal · " in shown[0]
+    assert "fill      optimal, trained with ugs for 5 steps on the train pairs of pairs (seed 0)" in shown
 
 
 def test_run_json_holds_what_is_needed_to_repeat_it(here: Path) -> None:

@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 ROOMS = (
     "errors",
     "files",
+    "versions",
     "wiring",
     "run",
     "circuit",

@@ -7,7 +7,7 @@ import torch
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.circuit.scores import Scores
 from voltmeter.discover.discover import conditions_of
-from voltmeter.discover.method import METHODS, Method, run_method
+from voltmeter.discover.method import METHODS, Method, Progress, run_method
 from voltmeter.discover.question import Question
 
 
@@ -22,8 +22,11 @@ def method_of(circuit: Circuit) -> Method | None:
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
-def found_again(method: Method, question: Question, like: Circuit) -> Circuit:
-    """What the method finds on another question: as many edges as ``like`` has, chosen by the same rule."""
-    values = run_method(method, question)
+def found_again(method: Method, question: Question, like: Circuit, progress: Progress | None = None) -> Circuit:
+    """What the method finds on another question: as many edges as ``like`` has, chosen by the same rule.
+
+    ``progress`` is called after every step of the method.
+    """
+    values = run_method(method, question, progress)
     scores = Scores(question.wiring.edges.names, torch.as_tensor(values), method.name, conditions_of(question, method))
     return scores.top(len(like), signed=bool(like.how.get("signed", False)))

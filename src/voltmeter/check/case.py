@@ -13,6 +13,7 @@ from voltmeter.check.split import Split
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.discover.method import Method
 from voltmeter.discover.question import Question
+from voltmeter.files import digest_bytes
 from voltmeter.task.pairs import Pairs
 from voltmeter.task.task import Task
 from voltmeter.wiring.wiring import Wiring
@@ -85,8 +86,8 @@ class Random:
     """A seeded source. Two of the same seed and name give the same numbers."""
 
     def __init__(self, seed: int, name: str) -> None:
-        number = int.from_bytes(name.encode(), "little") % (2**31)
-        self.generator = torch.Generator().manual_seed(seed * 2**31 + number)
+        number = int(digest_bytes(f"{seed} {name}".encode())[:15], 16)
+        self.generator = torch.Generator().manual_seed(number)
 
     def permutation(self, n: int) -> list[int]:
         """0 .. n - 1 in some order."""

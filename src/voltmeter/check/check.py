@@ -15,7 +15,8 @@ from voltmeter.circuit.circuit import Circuit
 from voltmeter.discover.discover import ask, question_of
 from voltmeter.discover.method import Method
 from voltmeter.discover.question import FILLS, Question
-from voltmeter.errors import CheckError, CircuitError
+from voltmeter.errors import CheckError, CircuitError, FillError
+from voltmeter.files import digest_json
 from voltmeter.run.fill import Fill
 from voltmeter.task.task import Task
 from voltmeter.wiring.load import digest_of
@@ -50,30 +51,43 @@ def check(
         told: called with each finding as it is made.
 
     The model is not changed. Raises CheckError for names of no check and an unusable threshold or budget, CircuitError
-    where the circuit is of another wiring, or does not know its own and none was given.
+    where the circuit is of another wiring, or does not know its own and none was given, FillError where it was found
+    under values of one's own that are not at hand.
     """
-    if not 0 < threshold < 1:
-        raise CheckError(f"faithful at {threshold:g} was asked for, a number between 0 and 1 was expected")
-    if budget is not None and not budget > 0:
-        raise CheckError(f"a budget of {budget:g} s was given, a number above 0 was expected")
+    require_usable(threshold, budget)
     wanted = chosen(only)
     question = _question(circuit, task, wiring, fill, seed)
     case = Case(circuit, question, threshold, method or method_of(circuit), seed)
     clock, found = Clock(budget), []
     for at, each in enumerate(wanted):
-        found.append(_made(each, case, clock, len(wanted) - at))
+        # its share of the time: twice what an even one would be, as many need little
+        case = with_clock(case, clock.share(max(1, math.ceil((len(wanted) - at) / 2))))
+        found.append(_made(each, case, clock))
         if told is not None:
             told(found[-1])
     return Findings(tuple(found), _conditions(case, budget))
 
 
-def _made(check: Check, case: Case, clock: Clock, waiting: int) -> Finding:
-    """One finding, within its share of the time: twice what an even one would be, as many need little."""
+def require_usable(threshold: float, budget: float | None) -> None:
+    """Raises CheckError for a threshold or a budget that nothing can be held against."""
+    if not 0 < threshold < 1:
+        raise CheckError(f"faithful at {threshold:g} was asked for, a number between 0 and 1 was expected")
+    if budget is not None and not budget > 0:
+        raise CheckError(f"a budget of {budget:g} s was given, a number above 0 was expected")
+
+
+def _made(check: Check, case: Case, clock: Clock) -> Finding:
+    """One finding. Raises CheckError where a check answers with something else, or under another name."""
     if clock.over:
-        return left_out(check.name, f"not looked at: the budget of {clock.seconds:g} s was used up")
-    case = with_clock(case, clock.share(max(1, math.ceil(waiting / 2))))
+        return left_out(
+            check.name, f"not looked at: the budget of {clock.seconds:g} s was used up", left_out="all of it"
+        )
     started = time.perf_counter()
-    return replace(check.run(case), seconds=time.perf_counter() - started)
+    finding = check.run(case)
+    if not isinstance(finding, Finding) or finding.check != check.name:
+        given = f"a finding of '{finding.check}'" if isinstance(finding, Finding) else f"a {type(finding).__name__}"
+        raise CheckError(f"the check {check.name} answered with {given}, its own Finding was expected")
+    return replace(finding, seconds=time.perf_counter() - started)
 
 
 def with_clock(case: Case, clock: Clock) -> Case:
@@ -112,13 +126,25 @@ def _question(
         )
     if fill is None:
         fill = own.fill if own is not None else _fill_of(circuit)
-    return ask(wiring, task, fill, seed=seed)
+    return ask(wiring, task, fill, seed=seed, batch_size=_batch_size_of(circuit))
 
 
 def _fill_of(circuit: Circuit) -> str:
-    """The fill that its scores name; paired inputs where they name none."""
-    name = "resample" if circuit.scores is None else circuit.scores.conditions.fill
-    return name if name in FILLS else "resample"
+    """The fill that its scores name; paired inputs where they name none. Raises FillError for values of one's own."""
+    name = "unknown" if circuit.scores is None else circuit.scores.conditions.fill
+    if name in FILLS:
+        return name
+    if name != "unknown":
+        raise FillError(
+            f"the circuit was found under a fill of its own, '{name}'", mend="give it: check(..., fill=...)"
+        )
+    return "resample"
+
+
+def _batch_size_of(circuit: Circuit) -> int:
+    """Of its method's steps, so that the method done again is the same."""
+    given = None if circuit.scores is None else circuit.scores.conditions.settings.get("batch_size")
+    return given if isinstance(given, int) else 32
 
 
 def _conditions(case: Case, budget: float | None) -> dict[str, Any]:
@@ -130,11 +156,22 @@ def _conditions(case: Case, budget: float | None) -> dict[str, Any]:
         "metric": task.metric.name,
         "n_edges": len(case.circuit),
         "n_edges_total": len(case.circuit.edges),
+        "circuit": case.circuit.how,
         "method": None if case.method is None else case.method.name,
         "threshold": case.threshold,
         "seed": case.seed,
         "budget": budget,
         "n_train": len(task.train),
         "n_held_out": len(task.held_out),
-        "digests": {"model": digest_of(wiring.model), "wiring": wiring.digest, "task": task.digest},
+        "digests": {
+            "model": digest_of(wiring.model),
+            "wiring": wiring.digest,
+            "task": task.digest,
+            "circuit": circuit_digest(case.circuit),
+        },
     }
+
+
+def circuit_digest(circuit: Circuit) -> str:
+    """Of the wiring's edges and which of them are kept: equal for two circuits of the same edges, however found."""
+    return digest_json({"edges": circuit.edges_digest, "kept": list(circuit.names)})

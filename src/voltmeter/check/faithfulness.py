@@ -22,19 +22,16 @@ def faithful(case: Case) -> Finding:
     """
     found = case.held_out.measure(case.keep[None])
     t, (low, high), f = case.threshold, found.interval(), float(found.f[0])
-    verdicts = [within(low, high, t, 2 - t)]
     share = _kl_share(found)
-    if share is not None:
-        verdicts.append(within(share[1], share[2], at_most=1 - t))
-    verdict: Verdict = FAILS if FAILS in verdicts else CANNOT_TELL if CANNOT_TELL in verdicts else HOLDS
     kl = "" if share is None else f", KL share {share[0]:.0%} ({share[1]:.0%} to {share[2]:.0%})"
     says = (
         f"the circuit keeps {f:.0%} of the {case.task.metric.name} ({low:.0%} to {high:.0%}){kl}; "
         f"{t:.0%} to {2 - t:.0%}{'' if share is None else f', and a KL share of at most {1 - t:.0%},'} was asked for"
+        + ("" if case.held_out.groups.count > 1 else "; its pairs are of one group, which says nothing of others")
     )
     return Finding(
         "faithful",
-        verdict,
+        faithful_at(found, t),
         f,
         low,
         high,
@@ -44,6 +41,20 @@ def faithful(case: Case) -> Finding:
         {"pairs": len(case.held_out), "groups": case.held_out.groups.count, "kl_share": share},
         _picture(found),
     )
+
+
+def faithful_at(found: Measured, threshold: float) -> Verdict:
+    """Whether the first of the circuits measured is faithful, by the intervals of f and of the KL share.
+
+    Pairs of one group alone give no interval, and nobody can tell.
+    """
+    if found.split.groups.count < 2:
+        return CANNOT_TELL
+    verdicts = [within(*found.interval(), threshold, 2 - threshold)]
+    share = _kl_share(found)
+    if share is not None:
+        verdicts.append(within(share[1], share[2], at_most=1 - threshold))
+    return FAILS if FAILS in verdicts else CANNOT_TELL if CANNOT_TELL in verdicts else HOLDS
 
 
 def _kl_share(found: Measured) -> tuple[float, float, float] | None:
@@ -80,4 +91,6 @@ def _picture(found: Measured) -> Picture:
         "names": [f"row {row}" for row in split.pairs.rows],
     }
     name = split.judge.task.metric.name
-    return Picture("points", "Each held-out pair", f"{name} of the full model", f"{name} of the circuit", data)
+    return Picture(
+        "points", "Each held-out pair", f"{name} of the full model", f"{name} of the circuit", data, diagonal=True
+    )

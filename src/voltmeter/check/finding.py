@@ -1,7 +1,7 @@
 """What a check found: a verdict, the figure behind it, and what it was compared with."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -35,6 +35,8 @@ class Picture:
     y: str
     data: dict[str, Any]
     line: float | None = None
+    diagonal: bool = False
+    """Of points: whether to draw where both axes say the same."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", plain(self.data, "data"))
@@ -132,14 +134,21 @@ class Findings(Sequence[Finding]):
 
     def __str__(self) -> str:
         """ "12 findings: 10 hold, 1 fails (redundant: ...), 1 cannot tell (stable: ...)"."""
+        return self._told(_each)
+
+    @property
+    def counts(self) -> str:
+        """ "12 findings: 10 hold, 1 fails (redundant), 1 cannot tell (stable)"."""
+        return self._told(lambda findings: ", ".join(finding.check for finding in findings))
+
+    def _told(self, of: Callable[[tuple[Finding, ...]], str]) -> str:
         holds, fails, unsure = (self.of(verdict) for verdict in VERDICTS)
-        count = f"{len(self)} finding{'' if len(self) == 1 else 's'}"
         parts = [f"{len(holds)} hold{'s' if len(holds) == 1 else ''}"]
         if fails:
-            parts.append(f"{len(fails)} fail{'s' if len(fails) == 1 else ''} ({_each(fails)})")
+            parts.append(f"{len(fails)} fail{'s' if len(fails) == 1 else ''} ({of(fails)})")
         if unsure:
-            parts.append(f"{len(unsure)} cannot tell ({_each(unsure)})")
-        return f"{count}: {', '.join(parts)}"
+            parts.append(f"{len(unsure)} cannot tell ({of(unsure)})")
+        return f"{len(self)} finding{'' if len(self) == 1 else 's'}: {', '.join(parts)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: ``findings``, a count of each verdict, and the conditions."""

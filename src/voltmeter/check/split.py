@@ -13,10 +13,13 @@ from torch.utils._pytree import tree_map
 from voltmeter.discover.faithful import Judge
 from voltmeter.discover.intervals import Groups, interval
 from voltmeter.discover.question import Batch, Question, cut_answers, reduced
+from voltmeter.errors import KeepError
+from voltmeter.run.keep import require_rows_first
 from voltmeter.run.prefix import Prefix
 from voltmeter.task.metric import KL
 from voltmeter.task.pairs import Pairs
 from voltmeter.wiring.inputs import expand_rows
+from voltmeter.wiring.wiring import Wiring
 
 _WORTH = 8  # circuits from which a rehearsal, of about ten forwards, pays for itself
 
@@ -76,7 +79,7 @@ class Split:
     def _read(self, batch: Batch, full: Any, keep: Tensor, reading: Reading, near: Tensor | None) -> Iterator[Tensor]:
         """[some circuits, pair, ...], over all circuits."""
         wiring, metric = self.judge.wiring, self.judge.task.metric
-        if len(keep) < _WORTH:
+        if len(keep) < _WORTH or not _runs_as_rows(wiring):
             for circuit in keep:
                 yield reading(cut_answers(wiring, batch, circuit, metric), batch.pairs, full)[None]
             return
@@ -99,6 +102,15 @@ class Split:
 
         told = self.read(keep, both, near).double()
         return Measured(self, told[..., 0], told[..., 1] if with_kl else None)
+
+
+def _runs_as_rows(wiring: Wiring) -> bool:
+    """Whether circuits can be run as one batch: not where examples lie along another axis, or the model mixes them."""
+    try:
+        require_rows_first(wiring)
+    except KeepError:
+        return False
+    return True
 
 
 @final

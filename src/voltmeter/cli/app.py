@@ -139,6 +139,58 @@ def show(run: flags.Run, every: flags.EveryEdge = False, debug: flags.Debug = Fa
 
 @app.command()
 @command
+def check(
+    run: flags.CheckedRun = None,
+    circuit: flags.CircuitFile = None,
+    model: flags.OfModel = None,
+    task: flags.OfTask = None,
+    fill: flags.OfFill = None,
+    metric: flags.Metric = None,
+    split: flags.Split = None,
+    merge: flags.Merge = None,
+    declare: flags.Declare = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    drop_misaligned: flags.DropMisaligned = False,
+    only: flags.Only = None,
+    budget: flags.Budget = 60.0,
+    threshold: flags.Threshold = 0.9,
+    seed: flags.CheckSeed = 0,
+    out: flags.FindingsOut = None,
+    as_json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Tell whether a circuit is what it is taken for.
+
+    Makes every check that there is (see: voltmeter checks) on held-out pairs, of a run, or of anyone's circuit with
+    --circuit FILE --model MODEL --task TASK. Exits with 1 if a check fails.
+    """
+    from voltmeter.cli import check as this
+
+    asked = this.Asked(
+        run=run,
+        circuit=circuit,
+        model=model,
+        task=task,
+        fill=fill,
+        metric=metric,
+        split=tuple(split or ()),
+        merge=tuple(merge or ()),
+        declare=tuple(declare or ()),
+        dtype=dtype,
+        device=device,
+        drop_misaligned=drop_misaligned,
+        only=None if only is None else tuple(name.strip() for name in only.split(",") if name.strip()),
+        budget=budget,
+        threshold=threshold,
+        seed=seed,
+        out=out,
+    )
+    this.check_and_show(asked, as_json)
+
+
+@app.command()
+@command
 def truth(
     model: flags.CompiledModel,
     fill: flags.TruthFill,
@@ -186,6 +238,15 @@ def methods() -> None:
     from voltmeter.cli import lists
 
     lists.methods()
+
+
+@app.command()
+@command
+def checks() -> None:
+    """List the checks that circuits go through, and what each asks."""
+    from voltmeter.cli import lists
+
+    lists.checks()
 
 
 def main() -> None:

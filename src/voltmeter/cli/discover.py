@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from voltmeter.circuit.circuit import Circuit
-from voltmeter.circuit.directory import CIRCUIT, PAGE, RUN, SCORES, RunRecord, check_run_directory, write_run
+from voltmeter.circuit.directory import CIRCUIT, FILL, PAGE, RUN, SCORES, RunRecord, check_run_directory, write_run
 from voltmeter.circuit.scores import Conditions, Scores
 from voltmeter.cli.asked import Asked
 from voltmeter.cli.checkpoint import SAVE_EVERY_SECONDS, Checkpoint, Keeper
@@ -24,10 +24,9 @@ from voltmeter.cli.screen import Screen
 from voltmeter.cli.subject import Ability, Subject, ability, load_subject, show_task, show_wiring, width_of
 from voltmeter.discover import Judge, Method, Question, prepare_fill
 from voltmeter.discover.discover import conditions_of
-from voltmeter.discover.method import State, run_method
-from voltmeter.errors import VoltmeterError
+from voltmeter.discover.method import State, final_state, scores_of
 from voltmeter.report import page
-from voltmeter.run.fill import Fill
+from voltmeter.run.fill import Fill, Fixed
 
 RUNS = Path("runs")
 
@@ -99,11 +98,12 @@ def discover(asked: Asked, screen: Screen, place: Place | None = None) -> Outcom
         judging = Judging.on(question, job.able.forward_seconds)
         keeper = Keeper(checkpoint, job.method.steps(question), before)  # whose clock is that of the steps
         with sigterm_interrupts(), _kept_when_stopped(keeper, job):
-            scores = _scored(job, question, keeper, judging, screen)
+            scores, learned = _scored(job, question, keeper, judging, screen)
             del question
-            circuit = _chosen(job, scores, screen)
-            outcome = _judged(job, scores, circuit, judging, keeper, screen)
-            _written(job, outcome)
+            circuit = _chosen(job, scores, learned or job.fill, screen)
+            judge = judging.judge if learned is None else _judge_under(learned, job)
+            outcome = _judged(job, scores, circuit, judge, keeper, screen)
+            _written(job, outcome, learned)
         checkpoint.remove()
     return outcome
 
@@ -116,11 +116,6 @@ def _prepared(asked: Asked, screen: Screen) -> Job:
     size = Size.asked(asked.edges, asked.faithful)
     method = method_asked(asked.method, asked.steps, asked.set, size.edges)
     require_names(asked.fill, asked.metric)
-    if method.settings().get("learn_fill"):
-        raise VoltmeterError(
-            f"{method.name} was asked to learn what cut edges carry, which a run directory does not hold",
-            mend="leave --set learn_fill out, or call voltmeter.discover in Python",
-        )
     dtype, device = dtype_named(asked.dtype), device_named(asked.device)
     if asked.out is not None:
         _check_before_loading(asked.out)
@@ -136,8 +131,13 @@ def _prepared(asked: Asked, screen: Screen) -> Job:
     return Job(asked, size, method, subject, able, fill, conditions_of(question, method), started, out)
 
 
-def _scored(job: Job, question: Question, keeper: Keeper, judging: Judging, screen: Screen) -> Scores:
-    """The method's steps, the first of them measured to say how long the rest will take."""
+def _scored(
+    job: Job, question: Question, keeper: Keeper, judging: Judging, screen: Screen
+) -> tuple[Scores, Fixed | None]:
+    """The method's steps, the first of them measured to say how long the rest will take.
+
+    Beside the scores: what cut edges carry, where that was learned with them.
+    """
     left_seconds = first_steps(job.method, question, keeper)
     show_plan(screen, job.method, question, keeper, left_seconds, judging.seconds_for(job.size))
     newest = keeper.newest
@@ -149,29 +149,38 @@ def _scored(job: Job, question: Question, keeper: Keeper, judging: Judging, scre
             advance(step)
 
         advance(newest.step)
-        values = run_method(job.method, question, progress, (newest.step, newest.state))
-    return Scores(job.subject.wiring.edges.names, values, job.method.name, job.conditions)
+        state = final_state(job.method, question, progress, (newest.step, newest.state))
+    learned = job.method.learned_fill(question, state)
+    conditions = job.conditions if learned is None else conditions_of(question, job.method, learned=learned)
+    values = scores_of(job.method, question, state)
+    return Scores(job.subject.wiring.edges.names, values, job.method.name, conditions), learned
 
 
-def _chosen(job: Job, scores: Scores, screen: Screen) -> Circuit:
+def _chosen(job: Job, scores: Scores, fill: Fill, screen: Screen) -> Circuit:
     """The circuit that was asked for. The train pairs decide how large a faithful one is."""
     subject, signed = job.subject, job.asked.signed
     if job.size.edges is not None:
-        return of_size(scores, subject.wiring, job.size.edges, signed, job.fill.name)
+        return of_size(scores, subject.wiring, job.size.edges, signed, fill.name)
     assert job.size.faithful is not None
     with screen.bar("choosing", None) as tried:
-        judge = Judge(subject.wiring, subject.task, subject.task.train, job.fill)
-        return as_small_as_faithful(scores, subject.wiring, judge, job.size.faithful, signed, job.fill.name, tried)
+        judge = Judge(subject.wiring, subject.task, subject.task.train, fill)
+        return as_small_as_faithful(scores, subject.wiring, judge, job.size.faithful, signed, fill.name, tried)
 
 
-def _judged(job: Job, scores: Scores, circuit: Circuit, judging: Judging, keeper: Keeper, screen: Screen) -> Outcome:
+def _judge_under(fill: Fill, job: Job) -> Judge:
+    """A judge on the held-out pairs under another fill than the one that was asked for."""
+    subject = job.subject
+    return Judge(subject.wiring, subject.task, subject.task.held_out, fill)
+
+
+def _judged(job: Job, scores: Scores, circuit: Circuit, judge: Judge, keeper: Keeper, screen: Screen) -> Outcome:
     """What the circuit, and circuits of other sizes, do on the held-out pairs."""
     sizes = curve_sizes(len(scores))
     curve = []
     with screen.bar("measuring", len(sizes)) as advance:
-        figures = judging.judge.measure(circuit)
+        figures = judge.measure(circuit)
         for done, size in enumerate(sizes, start=1):
-            curve.append((size, judging.judge.measure(scores.top(size, job.asked.signed))))
+            curve.append((size, judge.measure(scores.top(size, job.asked.signed))))
             advance(done)
     seconds = 0.0 if keeper.newest is None else keeper.newest.seconds
     peak = peak_mib(job.subject.device)
@@ -180,17 +189,20 @@ def _judged(job: Job, scores: Scores, circuit: Circuit, judging: Judging, keeper
     )
 
 
-def _written(job: Job, outcome: Outcome) -> None:
+def _written(job: Job, outcome: Outcome, learned: Fixed | None) -> None:
     record = replace(job.record, seconds=outcome.seconds, peak_mib=outcome.peak_mib, results=outcome.document())
     text = page(record, outcome.circuit, outcome.scores, **outcome.page_parts())
     wiring = job.subject.wiring
-    write_run(job.out, record, outcome.scores, outcome.circuit, text, wiring.feeds, width_of(wiring))
+    write_run(job.out, record, outcome.scores, outcome.circuit, text, wiring.feeds, width_of(wiring), learned)
 
 
 def show_written(screen: Screen, out: Path) -> None:
     """Where the run is, and what can be done with it."""
-    screen.line("written", f"{out}/  {PAGE} {CIRCUIT} {SCORES} {RUN}")
-    screen.line("next", f"open {out / PAGE}, or see every edge: voltmeter show {shlex.quote(str(out))} --all")
+    files = " ".join(name for name in (PAGE, CIRCUIT, SCORES, FILL, RUN) if (out / name).exists())
+    screen.line("written", f"{out}/  {files}")
+    run = shlex.quote(str(out))
+    screen.line("next", f"open {out / PAGE}, or see every edge: voltmeter show {run} --all")
+    screen.line("", f"is it true? voltmeter check {run}")
 
 
 # Stopping, and leaving nothing behind

@@ -1,7 +1,8 @@
 """How a command ends: its exit code, and the one message it ends with.
 
     0    all is well
-    1    something that should not happen did: a short message, and how to see where
+    1    something that should not happen did: a short message, and how to see where; of ``check``, without a message:
+         the checks were made, and some fail
     2    what was asked for cannot be done: the error says what was given, what was expected, and the mend
     130  Ctrl-C;  143  SIGTERM
 
@@ -30,6 +31,7 @@ from voltmeter.errors import VoltmeterError
 _NO_MEMORY = re.compile(r"out ?of ?memory|not enough memory|(can't|cannot) allocate memory", re.IGNORECASE)
 
 ERROR, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+SOME_FAIL = 1
 
 
 class Stopped(Exception):

@@ -93,3 +93,32 @@ TruthSeed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Of t
 Limit = Annotated[int, typer.Option(metavar="N", min=1, help="States after which the search for circuits stops.")]
 Save = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the certificate there.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Check the certificate from scratch, with the slow engine.")]
+
+# of check
+
+CheckedRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The directory of a run.", show_default=False)]
+CircuitFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--circuit", metavar="FILE", help="Anyone's circuit: our own or EAP-IG's JSON, a list of edges, or of heads."
+    ),
+]
+OfModel = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="The model of FILE; of RUN: where it is now.")
+]
+OfTask = Annotated[
+    str | None, typer.Option("--task", metavar="TASK", help="The task of FILE; of RUN: where its file is now.")
+]
+OfFill = Annotated[
+    str | None,
+    typer.Option("--fill", metavar="NAME", help="Of FILE: zero, mean, mean-position or resample (if it names none)."),
+]
+Only = Annotated[str | None, typer.Option(metavar="A,B", help="Only these checks. See: voltmeter checks.")]
+Budget = Annotated[float, typer.Option(metavar="SECONDS", help="Time for all checks together; 0 for no limit.")]
+Threshold = Annotated[float, typer.Option(metavar="T", help='The T of "faithful at T".')]
+CheckSeed = Annotated[
+    int, typer.Option("--seed", metavar="S", min=0, max=2**32 - 1, help="Of what is drawn; of FILE, of the task too.")
+]
+FindingsOut = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Where findings go; of a run, RUN-findings by default.")
+]

@@ -1,4 +1,4 @@
-"""What there is to choose from: tasks and methods, each in a line of its own module or class."""
+"""What there is to choose from: tasks, methods and checks, each in a line of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from inspect import getdoc
 
+from voltmeter.check import checks as known_checks
 from voltmeter.cli.screen import Screen
 from voltmeter.discover import METHODS
 from voltmeter.task import sets
@@ -29,6 +30,11 @@ def methods() -> None:
         if settings:
             rows.append(("", f"--set {' '.join(settings)}"))
     _table(rows)
+
+
+def checks() -> None:
+    """Every check, in the order in which they are made."""
+    _table([(each.name, each.asks) for each in known_checks()])
 
 
 def _table(rows: list[tuple[str, str]]) -> None:

@@ -18,6 +18,8 @@ def show(run: Path, every: bool) -> None:
     c = record.conditions
     screen.line("run", f"{record.method} · {c.model} · {c.task} · fill {c.fill} · seed {c.seed} · {record.started}")
     screen.line("took", f"{duration(record.seconds)}, {memory(record.peak_mib)} on {record.device}")
+    if found.fill is not None:
+        screen.line("fill", f"{found.fill.name}, {found.fill.over}")
     if found.circuit is None:
         return
     figures = dict(record.results.get("faithfulness") or {})

@@ -90,6 +90,8 @@ def _show(screen: Screen, wiring: Wiring, every: bool, spec: str) -> None:
         f"writers add up to their stream to {tiny(verified.sum_error)} · everything kept is the plain model to "
         f"{tiny(verified.law1_error)} (law 1) · nothing kept is the other run to {tiny(verified.law2_error)} (law 2)",
     )
+    if wiring.rows.mixed:
+        screen.line("rows", f"not each for itself, so circuits are run one at a time: {wiring.rows.mixed}")
     n_edges = _edges_by_stream(wiring)
     streams = wiring.streams if every else wiring.streams[:_STREAMS]
     hidden = len(wiring.streams) - len(streams) > 0

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from voltmeter.circuit.circuit import Circuit
 from voltmeter.circuit.directory import RunRecord
 from voltmeter.circuit.scores import Row, Scores
 from voltmeter.report.curve import chart, is_number
 from voltmeter.report.drawing import draw
+from voltmeter.report.html import flat, number, policy, static, template
+
+__all__ = ["MOST_ROWS", "headline", "number", "page"]
 
 MOST_ROWS = 5000
 """Rows in the table of edges; circuit.json has them all."""
@@ -61,11 +58,11 @@ def page(
     if circuit.scores is None and scores is not None:
         circuit = replace(circuit, scores=scores)
     rows = circuit.table()
-    css, script = _static("page.css"), _static("page.js")
-    text: str = _template().render(
+    css, script = static("page.css"), static("page.js")
+    text: str = template("page.html").render(
         css=css,
         script=script,
-        policy=f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(script)}",
+        policy=policy(css, script),
         title=f"{record.conditions.task} in {record.conditions.model}",
         headline=headline(circuit, faithfulness),
         notes=_notes(circuit, rows),
@@ -152,15 +149,7 @@ def _details(
         "Digests": conditions.digests,
         "Run": {"command": " ".join(record.command), "started": record.started, "identity": record.identity},
     }
-    return [(name, list(_flat(group))) for name, group in groups.items() if group]
-
-
-def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in group.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", f"{value:.6g}" if isinstance(value, float) else str(value)
+    return [(name, list(flat(group))) for name, group in groups.items() if group]
 
 
 def _figures(faithfulness: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -185,29 +174,5 @@ def _loose(circuit: Circuit, wiring: Mapping[str, Any]) -> frozenset[tuple[str, 
     return frozenset(pair for pair, name in zip(circuit, circuit.names, strict=True) if name in loose)
 
 
-def number(value: float | int) -> str:
-    """Three significant figures, with a minus sign and not a hyphen."""
-    return f"{value:#,.3g}".rstrip(".").replace("-", "−")
-
-
 def _percent(value: float | int) -> str:
     return f"{value:.1%}".replace("-", "−")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-@cache
-def _static(name: str) -> str:
-    return files("voltmeter.report").joinpath("static", name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> Any:
-    loader = PackageLoader("voltmeter.report", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = number
-    return environment.get_template("page.html")
