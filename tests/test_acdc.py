@@ -13,6 +13,7 @@ from voltmeter.discover import ask, trials
 from voltmeter.discover.acdc import Acdc, _Guess
 from voltmeter.discover.exact import Exact
 from voltmeter.discover.method import State, final_state
+from voltmeter.discover.trials import Trials
 from voltmeter.errors import MetricError, VoltmeterError
 from voltmeter.task import Task
 from voltmeter.task.metric import KL, LOGIT_DIFFERENCE, metric_of
@@ -103,6 +104,35 @@ def test_a_share_of_no_loss_is_no_threshold(few: Any) -> None:
     told.match("give absolute=True with thresholds in units of the loss, another metric, or other corrupted inputs")
 
 
+def test_batches_past_the_room_there_is_run_whole_and_decide_alike(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three batches one is held ready, and would be of three hundred."""
+    method = Acdc(thresholds=[0.3], n_pairs=0)
+    questions = [ask(*few, batch_size=3) for _ in range(2)]
+    ample = final_state(method, questions[0])
+    monkeypatch.setattr(trials, "_ROOM", 1)
+    scant = final_state(method, questions[1])
+    assert [len(question.ready) for question in questions] == [3, 1]
+    assert torch.equal(ample["keep"], scant["keep"])
+    assert 0 < int(scant["keep"].sum()) < 60
+    # float32, differences of losses up to 12
+    assert torch.allclose(ample["cost"], scant["cost"], atol=2e-5, equal_nan=True)
+
+
+def test_the_larger_the_batch_the_fewer_circuits_in_a_run(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in a run stay the same; and there is room for them."""
+    wiring, task = few
+
+    def circuits(size: int) -> int:
+        return Trials(wiring, ask(wiring, task, batch_size=size).batch(0), LOGIT_DIFFERENCE)._prefix.circuits
+
+    monkeypatch.setattr(trials, "_ROWS", 24)
+    assert [circuits(size) for size in (4, 8)] == [6, 3]
+    assert circuits(4) * 4 == circuits(8) * 8 == 24
+    written = 17 * 4 * 32 * 64 * 4  # writers, pairs, positions, entries, bytes
+    monkeypatch.setattr(trials, "_ROOM", 2 * written)
+    assert [circuits(size) for size in (4, 8)] == [2, 1]
+
+
 def test_one_by_one_nothing_is_rehearsed(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rehearsal holds what a whole batch of circuits computes: the sequential form has no use for it."""
 
@@ -122,6 +152,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Acdc(thresholds=(), order="sideways", circuits=0)
     text = str(told.value)
     assert "acdc cannot work with these settings" in text
+    assert Acdc(thresholds=[0.1, 0.3]) == Acdc(thresholds=(0.1, 0.3))
     for line in ("thresholds is (), numbers above 0 was expected", "order is sideways", "circuits is 0"):
         assert line in text
     with pytest.raises(VoltmeterError, match="circuits is -1"):

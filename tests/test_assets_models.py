@@ -134,6 +134,22 @@ def copied(name: str, to: Path, tensors: dict[str, Tensor | None], **settings: o
     return to
 
 
+@pytest.mark.parametrize("name", ["clock_model_b", "dt_dynamic_obstacles"])
+def test_a_checkpoint_of_torch_is_read_if_it_holds_nothing_but_tensors(name: str, tmp_path: Path) -> None:
+    kind = "decision" if name.startswith("dt_") else "modular"
+    directory = copied(name, tmp_path / name, {})
+    tensors = load_file(directory / "weights.safetensors")
+    (directory / "weights.safetensors").unlink()
+    torch.save(tensors, directory / "checkpoint.pt")
+    assert load_model(f"{kind}:{directory}").digest == load_model(f"{kind}:{asset(name)}").digest
+    torch.save({"model": tensors, "by": Path()}, directory / "checkpoint.pt")
+    with pytest.raises(LoadError, match=r"checkpoint.pt holds more than tensors, and loading it could run code"):
+        load_model(f"{kind}:{directory}")
+    torch.save(tensors, directory / "another.pth")
+    with pytest.raises(LoadError, match=r"holds more than one file of weights\n  another.pth\n  checkpoint.pt"):
+        load_model(f"{kind}:{directory}")
+
+
 REFUSED = {
     "missing": ("clock_model_b", {"blocks.0.mlp.b_in": None}, {}, "missing: blocks.0.mlp.b_in"),
     "first missing": ("clock_model_b", {"embed.W_E": None}, {}, "embed.W_E is missing; 2 axes were expected"),
@@ -156,11 +172,29 @@ REFUSED = {
         {"config": {"attn_coeff": 2, "act_fn": "Quad"}},
         "attn_coeff is 2; a number from 0 to 1 was expected\n  act_fn is 'Quad'; it can be ReLU or GeLU",
     ),
+    "settings of other types": (
+        "clock_model_b",
+        {},
+        {"config": {"attn_coeff": True, "act_fn": ["ReLU"]}},
+        r"attn_coeff is True; a number from 0 to 1 was expected\n  act_fn is \['ReLU'\]; it can be ReLU or GeLU",
+    ),
+    "whole numbers": (
+        "clock_model_b",
+        {"embed.W_E": torch.ones(128, 59, dtype=torch.int64)},
+        {},
+        "embed.W_E is torch.int64; floating point was expected",
+    ),
     "no settings": (
         "clock_model_b",
         {},
         {"config": None},
         r"has no settings\n  write them to config.json, or to about",
+    ),
+    "no axes": (
+        "dt_dynamic_obstacles",
+        {"action_predictor.weight": torch.zeros(())},
+        {},
+        r"action_predictor.weight has shape \[\]; 2 axes were expected",
     ),
     "no actions": ("dt_dynamic_obstacles", {"action_predictor.weight": None}, {}, "missing: action_predictor.weight"),
     "trunk": ("dt_dynamic_obstacles", {"transformer.blocks.0.attn.W_O": None}, {}, "missing: blocks.0.attn.W_O"),
@@ -186,6 +220,10 @@ def test_what_does_not_fit_is_refused(case: str, tmp_path: Path) -> None:
 def test_no_directory(kind: str, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="there is no directory"):
         load_model(f"{kind}:{tmp_path}/none")
+    with pytest.raises(LoadError, match="no file or directory is named\n  write it behind the colon"):
+        load_model(f"{kind}:")
+    with pytest.raises(LoadError, match="there is no directory ~nobody-of-this-name"):
+        load_model(f"{kind}:~nobody-of-this-name/model")
 
 
 # --- under one roof -----------------------------------------------------------------------------------------------

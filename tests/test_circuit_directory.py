@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from circuit_graphs import CONDITIONS, transformer
 
 from voltmeter.circuit import RunRecord, check_run_directory, read_run, write_run
 from voltmeter.errors import FormatError, LoadError, OutputError
+from voltmeter.run.fill import Fixed
 
 GRAPH = transformer(2, 4, groups=2)
 SCORES = GRAPH.scores()
@@ -50,6 +52,35 @@ def test_a_run_may_have_come_to_nothing_yet(tmp_path: Path) -> None:
     write_run(tmp_path / "run", RECORD, None, None, None)
     run = read_run(tmp_path / "run")
     assert (run.record, run.scores, run.circuit) == (RECORD, None, None)
+
+
+def test_a_learned_fill_comes_back_as_it_was(tmp_path: Path) -> None:
+    values = {"input": torch.randn(1, 3), "a0.h0": torch.randn(2, 3, dtype=torch.float64)[:, :2]}
+    fill = Fixed("optimal", values, "trained for 3 steps", by_position=True)
+    write_run(tmp_path / "run", RECORD, SCORES, CIRCUIT, None, fill=fill)
+    found = read_run(tmp_path / "run").fill
+    assert found is not None
+    assert (found.name, found.over, found.by_position) == ("optimal", "trained for 3 steps", True)
+    assert found.tensors.keys() == values.keys()
+    assert all(torch.equal(found.tensors[name], values[name]) for name in values)
+    with pytest.raises(OutputError, match="eap on toy, letters, fill resample, seed 0"):
+        check_run_directory(tmp_path / "run", OTHER)
+    write(tmp_path / "run")
+    assert not (tmp_path / "run" / "fill.safetensors").exists()
+    assert read_run(tmp_path / "run").fill is None
+
+
+def test_a_changed_fill_is_seen(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "run", RECORD, None, None, None, fill=Fixed("optimal", {"input": torch.ones(3)}, "three steps")
+    )
+    path = tmp_path / "run" / "fill.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(FormatError, match=r"fill.safetensors is not as it was written"):
+        read_run(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(FormatError, match=r"there is no file .*fill.safetensors"):
+        read_run(tmp_path / "run")
 
 
 def test_identity_is_what_was_run_and_not_when() -> None:

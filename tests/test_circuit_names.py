@@ -180,5 +180,5 @@ def test_every_name_that_matches_nothing_is_listed_with_the_nearest() -> None:
 
 
 def test_hundreds_of_unknown_names_do_not_take_long() -> None:
-    with pytest.raises(AddressError, match=r"2000 names are(.|\n)*and 1988 more"):
+    with pytest.raises(AddressError, match=r"2,000 names are(.|\n)*and 1988 more"):
         find_edges([f"x{i} -> logits" for i in range(2000)], transformer(6, 8).edges)

@@ -160,7 +160,7 @@ def test_query_heads_that_disagree_are_listed(tmp_path: Path) -> None:
     path = their_file(tmp_path / "g.json", CFG, {"input->a0.h1<k>"}, old=True)
     with pytest.raises(FormatError) as caught:
         read_eap(path, graph.edges, graph.feeds)
-    assert "g.json treats the query heads of one key/value head differently, in 1 edges" in caught.value.problem
+    assert "g.json treats the query heads of one key/value head differently, in 1 edge" in caught.value.problem
     said = "input->a0.h1<k> says kept with score None, another query head cut with score None"
     assert caught.value.details == (f"input -> a0.kv0<k>: {said}",)
     both = their_file(tmp_path / "g.json", CFG, {"input->a0.h0<k>", "input->a0.h1<k>"}, old=True)

@@ -170,7 +170,7 @@ def test_a_paired_run_that_is_not_finite() -> None:
     wiring = voltmeter.wire(model, inputs)
     with pytest.raises(FillError) as caught:
         run(wiring, inputs, torch.zeros(len(wiring.edges)), fill.resample(), 1e4 * inputs)
-    assert str(caught.value) == "the resample fill is not finite for 1 writers\n  1"
+    assert str(caught.value) == "the resample fill is not finite for 1 writer\n  1"
 
 
 def test_a_resample_without_a_pair() -> None:

@@ -19,7 +19,10 @@ from voltmeter.wiring.hooked_files import save_hooked
 from voltmeter.wiring.hooked_settings import HookedSettings
 from voltmeter.wiring.load import DATA, digest_of, load_demo, load_model
 
-KINDS = "a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME or py:package.module:factory"
+KINDS = (
+    "a model is a Hugging Face id, a local directory, demo, hooked:DIR, rasp:NAME, katago:FILE, modular:DIR, "
+    "decision:DIR or py:package.module:factory"
+)
 TINY = HookedSettings(n_layers=1, n_heads=2, d_model=4, d_head=2, attention="causal", d_vocab=5, d_vocab_out=5, n_ctx=3)
 
 

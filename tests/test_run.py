@@ -266,6 +266,4 @@ def test_a_buffer_may_be_given() -> None:
 def test_unknown_params_are_refused() -> None:
     with pytest.raises(AddressError) as caught:
         run(WIRING, INPUTS, params={"tok.wieght": torch.zeros(1), "unembed.bias": torch.zeros(11)})
-    assert str(caught.value).startswith(
-        "1 of the given params are not in the model\n  tok.wieght (nearest: tok.weight,"
-    )
+    assert str(caught.value).startswith("1 of the given params is not in the model\n  tok.wieght (nearest: tok.weight,")

@@ -100,9 +100,12 @@ def test_reverse_under_resampling_names_what_is_constant() -> None:
     assert set(certificate.necessary) <= set(certificate.provenance)
 
 
-def test_reverse_takes_less_than_two_seconds() -> None:
-    for fill in ("resample", "zero", "mean"):
-        assert truth(export("reverse"), fill).seconds < 2
+def test_all_circuits_of_reverse_are_covered_in_a_few_hundred_states() -> None:
+    """Under two seconds in all on an idle machine: bench/truth.py prints the seconds."""
+    for fill, most in (("resample", 20), ("zero", 449), ("mean", 488)):
+        certificate = truth(export("reverse"), fill)
+        assert certificate.search == "whole"
+        assert 0 < certificate.grades.searched <= most
 
 
 def test_two_edges_of_reverse_leak_and_the_gap_shows_it() -> None:

@@ -1,7 +1,5 @@
 """Voltmeter measures the circuits inside neural networks."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from voltmeter import errors, rasp
 from voltmeter.check import check
 from voltmeter.circuit import Circuit, Scores
@@ -9,12 +7,10 @@ from voltmeter.discover import discover
 from voltmeter.run import fill, record, run
 from voltmeter.task import Task
 from voltmeter.task.load import load
+from voltmeter.versions import version_of
 from voltmeter.wiring import wire
 
-try:
-    __version__ = version("voltmeter")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+__version__ = version_of("voltmeter")
 
 __all__ = [
     "Circuit",

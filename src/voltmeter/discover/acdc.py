@@ -1,6 +1,7 @@
 """ACDC: from the outputs backwards, cut every edge whose cut costs less than a threshold."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from voltmeter.discover.attribution import summed_metric
 from voltmeter.discover.learning import objective_of, require, require_objective
 from voltmeter.discover.method import Method, State, register, seeded
 from voltmeter.discover.question import Question
-from voltmeter.discover.trials import Trials, in_chunks, trials_on
+from voltmeter.discover.trials import Means, in_chunks
 from voltmeter.errors import MetricError
 from voltmeter.run.idle import idle_readers
 from voltmeter.run.points import plain_point
@@ -39,15 +40,16 @@ class Acdc(Method):
     count up to the first guess that does not. Nothing before the reader is computed again, and an edge whose reader
     leads nowhere is cut untried. The decisions are those of ``fast=False``, one forward with edges cut after another;
     any within rounding (of float32: 16-bit models round more) of the threshold is made by such runs. ``n_pairs``: train
-    pairs the loss is a mean over, 0 for all (whole batches, so it may be some more; all are held ready at once). Costs
-    per threshold and edge: a part of a forward when fast, one and a half or more when not. Affordable for heads; for
-    neurons and latents take an attribution method. Raises MetricError where keeping nothing loses nothing.
+    pairs the loss is a mean over, 0 for all (whole batches, so it may be some more; those past a gigabyte of what is
+    held ready are run as if not fast). Costs per threshold and edge: a part of a forward when fast, one and a half or
+    more when not. Affordable for heads; for neurons and latents take an attribution method. Raises MetricError where
+    keeping nothing loses nothing.
     """
 
     name: ClassVar[str] = "acdc"
     sign: ClassVar[str] = "the largest threshold that keeps the edge; 0: none does"
 
-    thresholds: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    thresholds: Sequence[float] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     absolute: bool = False
     objective: str = "kl"
     order: str = "last-first"
@@ -56,6 +58,7 @@ class Acdc(Method):
     n_pairs: int = 64
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
         require_objective(self.name, self.objective)
         levels = self.thresholds
         wanted = {
@@ -71,9 +74,8 @@ class Acdc(Method):
 
     def start(self, question: Question) -> State:
         trials = self.trials(question)
-        nothing = _alone(trials, torch.zeros(question.n_edges))
-        full = -float(torch.cat([each.full for each in trials]).mean())
-        unit = 1.0 if self.absolute else _unit(self, full, nothing)
+        nothing = -trials.alone(torch.zeros(question.n_edges))
+        unit = 1.0 if self.absolute else _unit(self, -trials.full, nothing)
         return {
             "unit": torch.tensor(unit, dtype=torch.float64),
             "keep": torch.ones(len(self.thresholds), question.n_edges),
@@ -97,13 +99,13 @@ class Acdc(Method):
         levels = torch.tensor(self.thresholds, dtype=torch.float64)
         return (state["keep"].double() * levels[:, None]).amax(0)
 
-    def trials(self, question: Question) -> list[Trials]:
+    def trials(self, question: Question) -> Means:
         """The train pairs, ready to be tried on."""
         metric = objective_of(question, question.batch(0), self.objective)
         count = question.n_batches
         if self.n_pairs:
             count = min(count, -(-self.n_pairs // question.batch_size))
-        return [trials_on(question, metric, n, self.circuits if self.fast else 1, count) for n in range(count)]
+        return Means(question, metric, count, self.circuits if self.fast else 1)
 
 
 def _unit(method: Acdc, full: float, nothing: float) -> float:
@@ -128,11 +130,6 @@ def _order(order: str, question: Question) -> Tensor:
     ranks = torch.empty(n, dtype=torch.long)
     ranks[within.argsort()] = torch.arange(n)
     return (-readers * n + ranks).argsort()
-
-
-def _alone(trials: list[Trials], keep: Tensor) -> float:
-    """The mean loss under one circuit, by runs of its own."""
-    return -float(torch.cat([each.alone(keep) for each in trials]).mean())
 
 
 def _sizes(question: Question) -> Tensor:
@@ -194,9 +191,9 @@ class _Search:
     def _next(self, keep: Tensor, edge: int) -> int:
         """Decide about one edge by a run of its own. Changes ``keep``."""
         if self.loss is None:
-            self.loss = _alone(self.trials, keep)
+            self.loss = -self.trials.alone(keep)
         without = _without(keep, edge)
-        loss = _alone(self.trials, without)
+        loss = -self.trials.alone(without)
         self.runs += 1
         if self._decided(edge, loss - self.loss):
             keep[edge], self.loss = 0, loss
@@ -226,7 +223,7 @@ class _Search:
         if abs(cost - self.threshold) > _CLOSE * max(1.0, abs(loss), abs(after)):
             return cost
         self.runs += 2
-        return _alone(self.trials, without) - _alone(self.trials, keep)
+        return self.trials.alone(keep) - self.trials.alone(without)
 
     def _decided(self, edge: int, cost: float) -> bool:
         self.tried += 1
@@ -236,7 +233,7 @@ class _Search:
     def _losses(self, path: list[Tensor]) -> list[float]:
         keep = torch.stack(path)
         self.runs += len(path)
-        made: list[float] = (-torch.cat([each.values(keep) for each in self.trials], 1).mean(1)).tolist()
+        made: list[float] = (-self.trials.values(keep)).tolist()
         return made
 
 

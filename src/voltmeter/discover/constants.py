@@ -95,10 +95,12 @@ def constants_step(state: State, variables: Mapping[str, Tensor], number: int, r
     return after
 
 
-def fill_from(question: Question, state: Mapping[str, Tensor], provenance: str) -> Fill:
+def fill_from(question: Question, state: Mapping[str, Tensor], provenance: str) -> Fixed:
     """The constants of a state as a fill."""
     wiring, found = question.wiring, {}
     for at, members in enumerate(wiring.plan.stream_writers):
         for writer, values in zip(members, state.get(f"{_PREFIX}{at}", ()), strict=True):
             found[wiring.writers[writer].name] = values.detach().clone()
-    return optimal(found, provenance, by_position=question.batch(0).fill.by_position)
+    made = optimal(found, provenance, by_position=question.batch(0).fill.by_position)
+    assert isinstance(made, Fixed)
+    return made

@@ -1,9 +1,7 @@
 """``discover``: score every edge of a wiring by how much a task needs it."""
 
 import platform
-from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -16,8 +14,11 @@ from voltmeter.discover.question import Question, prepare_fill
 from voltmeter.run.fill import Fill, Fixed
 from voltmeter.task.task import Task
 from voltmeter.task.tree import digest
+from voltmeter.versions import version_of
 from voltmeter.wiring.load import digest_of
 from voltmeter.wiring.wiring import Wiring
+
+_PACKAGES = ("voltmeter", "torch", "transformers", "numpy")
 
 
 def discover(
@@ -48,9 +49,9 @@ def discover(
     state = final_state(chosen, question, progress, resume)
     values = scores_of(chosen, question, state)
     learned = chosen.learned_fill(question, state)
+    conditions = conditions_of(question, chosen, own_fill=isinstance(fill, Fill), learned=learned)
     if learned is not None:
         question = Question(wiring, task, learned, seed, batch_size)
-    conditions = conditions_of(question, chosen, own_fill=isinstance(fill, Fill) or learned is not None)
     return Scores(wiring.edges.names, values, chosen.name, conditions, _Smallest(question))
 
 
@@ -78,33 +79,33 @@ def question_of(scores: Scores) -> Question | None:
     return scores.faithful.question if isinstance(scores.faithful, _Smallest) else None
 
 
-def conditions_of(question: Question, method: Method, own_fill: bool = False) -> Conditions:
-    """Everything that the scores depend on. A fill by name follows from model and task; values of one's own do not."""
-    wiring, task = question.wiring, question.task
+def conditions_of(
+    question: Question, method: Method, own_fill: bool = False, learned: Fixed | None = None
+) -> Conditions:
+    """Everything that the scores depend on. A fill by name follows from model and task; values of one's own do not.
+
+    Of a method that learns what cut edges carry the fill is "optimal" (``learned``, when it is known), and the settings
+    say which one training began at.
+    """
+    wiring, task, fill = question.wiring, question.task, question.fill
     digests = {"model": digest_of(wiring.model), "wiring": wiring.digest, "task": task.digest}
-    if own_fill and isinstance(question.fill, Fixed):
-        digests["fill"] = digest(dict(question.fill.tensors))
+    settings = {**method.settings(), "batch_size": question.batch_size, "folded": "raw weights"}
+    if method.learns_fill:
+        settings["fill_begun_at"] = fill.name
+    if own_fill and isinstance(fill, Fixed):
+        digests["fill_begun_at" if method.learns_fill else "fill"] = digest(dict(fill.tensors))
+    if learned is not None:
+        digests["fill"] = digest(dict(learned.tensors))
     dtype = next((p.dtype for p in wiring.model.parameters()), torch.get_default_dtype())
-    settings: Mapping[str, Any] = {**method.settings(), "batch_size": question.batch_size, "folded": "raw weights"}
     return Conditions(
         model=type(wiring.model).__name__,
         task=task.name,
-        fill=question.fill.name,
+        fill="optimal" if method.learns_fill else fill.name,
         metric=task.metric.name,
         sign=method.sign,
         seed=question.seed,
         dtype=str(dtype).removeprefix("torch."),
-        settings=dict(settings),
-        versions=_versions(),
+        settings=settings,
+        versions={"python": platform.python_version()} | {name: version_of(name) for name in _PACKAGES},
         digests=digests,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("voltmeter", "torch", "transformers", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from voltmeter.discover.question import Question
 from voltmeter.errors import MetricError, VoltmeterError, nearest
-from voltmeter.run.fill import Fill
+from voltmeter.run.fill import Fixed
 
 State = dict[str, Tensor]
 
@@ -43,7 +43,12 @@ class Method(ABC):
     def values(self, question: Question, state: State) -> Float[Tensor, "edge"]:
         """One score per edge, from a finished state."""
 
-    def learned_fill(self, question: Question, state: State) -> Fill | None:
+    @property
+    def learns_fill(self) -> bool:
+        """Whether what cut edges carry is trained along with the scores."""
+        return False
+
+    def learned_fill(self, question: Question, state: State) -> Fixed | None:
         """The fill that was trained along with the scores, under which they hold; None where none was."""
         return None
 

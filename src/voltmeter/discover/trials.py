@@ -1,4 +1,4 @@
-"""Many circuits tried on one batch of pairs, each run from where it differs from what they share."""
+"""Many circuits tried on batches of pairs, each run from where it differs from what they share."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,14 +13,19 @@ from voltmeter.discover.question import Batch, Question, cut_answers, has_logits
 from voltmeter.run.late import Late, late_products
 from voltmeter.run.padding import with_positions
 from voltmeter.run.prefix import Prefix
+from voltmeter.run.watch import outs_of
 from voltmeter.task.metric import Metric, logits_at_answer
 from voltmeter.task.pairs import Pairs
 from voltmeter.wiring.inputs import call, expand_rows
 from voltmeter.wiring.wiring import Wiring
 
+_ROWS = 512  # of all circuits of a run: where time per circuit and row is least, or nearly, on models of all sizes
+_MOST = 64
+_ROOM = 1 << 30  # bytes of what writers write, in the circuits of a run or in the batches that are held ready
+
 
 class Trials:
-    """A batch on which circuits are tried, up to ``circuits`` in a run (None: as many as fit the caches well).
+    """A batch on which circuits are tried, up to ``circuits`` in a run (None: as many as are worth it).
 
     ``keep``: what the circuits have in common; the model is run from the first reader that differs from it. Costs about
     ten forwards when ``values`` is first asked for, and one of ``circuits`` times the batch.
@@ -43,7 +48,8 @@ class Trials:
     def _prefix(self) -> Prefix:
         """Made when it is first needed: ``alone`` does without."""
         late = _late(self.wiring, self.batch, self.metric)
-        return Prefix(self.wiring, self.batch.clean, self.batch.fill, self._asked, self._keep, late)
+        circuits = _worth_it(self.wiring, self.batch) if self._asked is None else self._asked
+        return Prefix(self.wiring, self.batch.clean, self.batch.fill, circuits, self._keep, late)
 
     @cached_property
     def _pairs(self) -> Pairs:
@@ -72,6 +78,54 @@ class Trials:
             return self.metric(answers, self.batch.pairs, full=self._one_full).double().cpu()
 
 
+class Means:
+    """The mean over the first ``count`` batches of train pairs, of circuits tried up to ``circuits`` at a time.
+
+    Batches are held ready for a next trial as long as that takes up to a gigabyte; those past it are made anew each
+    time and run whole, which costs more and gives the same up to rounding.
+    """
+
+    def __init__(self, question: Question, metric: Metric, count: int, circuits: int) -> None:
+        self.question, self.metric, self.count, self.circuits = question, metric, count, circuits
+        # About what is held of each: the writers' deltas, and of each circuit less than those.
+        self.ready = max(1, min(count, _ROOM // ((1 + circuits) * _written(question.wiring, question.batch(0)))))
+
+    @cached_property
+    def full(self) -> float:
+        """The full model's."""
+        return float(torch.cat([each.full for each in self._each()]).mean())
+
+    def alone(self, keep: Float[Tensor, "edge"]) -> float:
+        """One circuit's, by runs of its own."""
+        return float(torch.cat([each.alone(keep) for each in self._each()]).mean())
+
+    def values(self, keep: Float[Tensor, "circuit edge"]) -> Float64[Tensor, "circuit"]:
+        """Those of circuits tried together."""
+        made = [
+            each.values(keep) if number < self.ready else torch.stack([each.alone(one) for one in keep])
+            for number, each in enumerate(self._each())
+        ]
+        return torch.cat(made, 1).mean(1)
+
+    def _each(self) -> Iterator[Trials]:
+        for number in range(self.count):
+            if number < self.ready:
+                yield trials_on(self.question, self.metric, number, self.circuits, self.ready)
+            else:
+                yield Trials(self.question.wiring, self.question.batch(number), self.metric, self.circuits)
+
+
+def _worth_it(wiring: Wiring, batch: Batch) -> int:
+    """How many circuits at a time: fewer cost more each; more do not fit the processor's caches, or nowhere."""
+    return max(1, min(_MOST, _ROWS // len(batch.pairs), _ROOM // _written(wiring, batch)))
+
+
+def _written(wiring: Wiring, batch: Batch) -> int:
+    """Bytes of all that writers write of a batch. Costs a forward."""
+    streams = outs_of(wiring, batch.clean).streams
+    return sum(t.numel() * t.element_size() for t in streams if t is not None)
+
+
 def _over_again(pairs: Pairs, times: int) -> Pairs:
     return pairs.batch(list(range(len(pairs))) * times)
 
@@ -93,7 +147,7 @@ def trials_on(question: Question, metric: Metric, number: int, circuits: int | N
     key = ("trials", metric.name, number, circuits)
     if key not in question.ready:
         made = [each for each in question.ready if each[0] == "trials"]
-        for old in made[: len(made) - kept + 1]:
+        for old in made[: max(0, len(made) - kept + 1)]:
             del question.ready[old]
         question.ready[key] = Trials(question.wiring, question.batch(number), metric, circuits)
     found: Trials = question.ready[key]

@@ -12,7 +12,7 @@ from voltmeter.discover.constants import constants_start, constants_step, fill_f
 from voltmeter.discover.learning import adam, adam_start, common, cut_loss, require, require_objective, rising, stakes
 from voltmeter.discover.method import Method, State, register, seeded, with_gradient
 from voltmeter.discover.question import Question
-from voltmeter.run.fill import Fill
+from voltmeter.run.fill import Fixed
 
 
 class Sample(NamedTuple):
@@ -109,8 +109,11 @@ class Ugs(Method):
     def values(self, question: Question, state: State) -> Float[Tensor, "edge"]:
         return state["total"] / (self.n_steps - self.n_steps // 2)
 
-    def learned_fill(self, question: Question, state: State) -> Fill | None:
-        """The constants that were trained with the scores; None where none were."""
+    @property
+    def learns_fill(self) -> bool:
+        return self.learn_fill
+
+    def learned_fill(self, question: Question, state: State) -> Fixed | None:
         if not self.learn_fill:
             return None
         how = f"trained with ugs for {self.n_steps} steps on the train pairs of {question.task.name}"

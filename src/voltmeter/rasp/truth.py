@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import final
 
 import torch
@@ -29,6 +28,7 @@ from voltmeter.rasp.explain import explain
 from voltmeter.rasp.machine import machine_of
 from voltmeter.rasp.search import Found, can_matter, minimal_circuits, witnesses
 from voltmeter.rasp.setting import Question, Setting, largest, setting_of
+from voltmeter.versions import version_of
 from voltmeter.wiring.load import digest_of
 
 LIMIT = 100_000
@@ -96,7 +96,7 @@ def truth(
         outputs=compiled.model.interface.output_labels,
         question=question,
         dtype=str(setting.tok.dtype).removeprefix("torch."),
-        versions={"voltmeter": _version("voltmeter"), "torch": torch.__version__},
+        versions={"voltmeter": version_of("voltmeter"), "torch": torch.__version__},
         effects=dict(zip(names, effects, strict=True)),
         grades=grades,
         minimal=tuple(
@@ -262,10 +262,3 @@ def _provenance(compiled: Compiled) -> tuple[str, ...]:
             [f"{edge}: {nearest(edge, names)}" for edge in unknown],
         )
     return tuple(name for name in names if name in used)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"
