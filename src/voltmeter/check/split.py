@@ -21,7 +21,8 @@ from voltmeter.task.pairs import Pairs
 from voltmeter.wiring.inputs import expand_rows
 from voltmeter.wiring.wiring import Wiring
 
-_WORTH = 8  # circuits from which a rehearsal, of about ten forwards, pays for itself
+_WORTH = 32  # circuits near another one from which rehearsing that one, some fifteen forwards, pays for itself
+_ROWS = 512  # circuits times pairs of a run: where time per circuit levels off on a CPU (as for ``exact``)
 
 Reading = Callable[[Any, Pairs, Any], Tensor]
 """Of what a model answered to pairs, and what the full model does: something [pair, ...] to be told of each."""
@@ -79,11 +80,11 @@ class Split:
     def _read(self, batch: Batch, full: Any, keep: Tensor, reading: Reading, near: Tensor | None) -> Iterator[Tensor]:
         """[some circuits, pair, ...], over all circuits."""
         wiring, metric = self.judge.wiring, self.judge.task.metric
-        if len(keep) < _WORTH or not _runs_as_rows(wiring):
+        if near is None or len(keep) < _WORTH or not _runs_as_rows(wiring):
             for circuit in keep:
                 yield reading(cut_answers(wiring, batch, circuit, metric), batch.pairs, full)[None]
             return
-        prefix = Prefix(wiring, batch.clean, batch.fill, None, near)
+        prefix = Prefix(wiring, batch.clean, batch.fill, max(1, _ROWS // len(batch.pairs)), near)
         for some in keep.split(prefix.circuits):
             times = len(some)
             flat = tree_map(lambda leaf: leaf.flatten(0, 1) if isinstance(leaf, Tensor) else leaf, prefix.run(some))
