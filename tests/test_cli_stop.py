@@ -220,7 +220,7 @@ def test_an_unfinished_run_of_other_settings_is_refused(here: Path, monkeypatch:
     lines = refused.stderr.splitlines()
     assert lines[0] == "voltmeter: it.partial holds an unfinished run of other settings (4 of 5 steps)"
     assert "  seed: 0 there, 2 here" in lines
-    assert "  settings.price: 1.0 there, 3.0 here" in lines
+    assert "  settings.price: 0.4 there, 3.0 here" in lines
     assert lines[-1] == ("  resume it with its own settings, give another directory with --out, or remove it.partial")
 
 

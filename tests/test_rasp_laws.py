@@ -92,7 +92,7 @@ def _with_nan(it: Compiled) -> None:
     it.model.layers[0].mlp.first.weight[0, 0] = float("nan")  # type: ignore[union-attr, index]
 
 
-@pytest.mark.parametrize(("harm", "why"), [(_in_training, "in training mode"), (_with_nan, "tensors hold NaN")])
+@pytest.mark.parametrize(("harm", "why"), [(_in_training, "in training mode"), (_with_nan, "tensors holds? NaN")])
 def test_a_model_that_cannot_be_wired_is_refused_and_has_no_twin(harm: Callable[[Compiled], None], why: str) -> None:
     """A twin stands in for a model only where the output never changes."""
     it = compiled(program("hist"), limit=9)
