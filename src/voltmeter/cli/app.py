@@ -14,6 +14,7 @@ app = typer.Typer(
     epilog=(
         "MODEL is a Hugging Face id or a local directory, demo (a small model that ships with voltmeter), "
         "hooked:DIR (weights in HookedTransformer's format), rasp:NAME (a compiled program), "
+        "katago:FILE, modular:DIR and decision:DIR (published models of these kinds), "
         "or py:package.module:factory."
     ),
     no_args_is_help=True,

@@ -11,7 +11,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hugging Face id or directory, demo, hooked:DIR, rasp:NAME or py:package.module:factory.",
+        help="A Hugging Face id or directory, demo, hooked:DIR, rasp:NAME, katago:FILE, ... (all: voltmeter --help).",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
