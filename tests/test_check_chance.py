@@ -64,7 +64,7 @@ def test_the_right_circuit_beats_others_and_eap_finds_nothing_on_noise(monkeypat
     finding = found(wide(), method_named("eap"))
     told(finding, "holds", "the circuit keeps 100%; ", "100% of 60 random circuits of its size are worse")
     told(finding, "holds", "random circuits of its shape are worse (the nearest keeps ")
-    told(finding, "holds", f"with {SHUFFLED} eap still finds one that is faithful on the task (100%)")
+    told(finding, "holds", f"with {SHUFFLED} eap finds a circuit that is faithful on the true task (100%)")
     assert f"{PERMUTED}: the model's output is the same for two different inputs" in finding.counted["left_out"]
     assert (finding.figure, finding.low, finding.high) == (1, 1, 1)
     assert [row["what"] for row in finding.details][2:] == [f"the method on {SHUFFLED}", f"the method on {PERMUTED}"]
@@ -101,6 +101,13 @@ def test_a_model_with_few_other_circuits() -> None:
     assert "only 15 random circuits of its shape" in finding.counted["left_out"]
     assert "the method on noise: how the circuit was found is not known" in finding.counted["left_out"]
     told(found(PLANTED["sound"]().but("first -> logits")), "cannot tell", "are too few random circuits to compare with")
+
+
+def test_a_circuit_that_is_the_only_one_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chance, "of_shape", lambda circuit, *_: torch.zeros(0, len(circuit.edges), dtype=torch.bool))
+    finding = found(wide())
+    assert "circuits of its size are worse" in finding.says
+    assert "only 0 random circuits of its shape" in finding.counted["left_out"]
 
 
 def test_no_time() -> None:

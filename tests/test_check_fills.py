@@ -83,7 +83,7 @@ def test_overlap_is_that_of_the_best_edges() -> None:
 
 
 def test_a_change_of_size_is_told() -> None:
-    told(found(drowned()), "holds", "what the output reads is", "under zero: that alone may do it")
+    told(found(drowned()), "holds", "what the output reads has", "times under zero: that alone may be why")
     assert "that alone" not in found(PLANTED["sound"]()).says
 
 

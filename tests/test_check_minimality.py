@@ -42,7 +42,7 @@ def rows(found: Any, **wanted: Any) -> list[str]:
 def test_a_spare_edge_is_named() -> None:
     found = minimal(spare_edge().case())
     assert (found.figure, found.low, found.high) == pytest.approx((1 / 3,) * 3)
-    assert found.says == "1 of 3 edges can be cut for free, each by itself: decoy0 -> first"
+    assert found.says == "1 of 3 edges can be cut for free: decoy0 -> first"
     assert rows(found, **{"is": "free"}) == ["decoy0 -> first"]
     assert found.details[0]["change"] == 0
 

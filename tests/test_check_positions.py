@@ -97,6 +97,8 @@ def test_what_is_hidden() -> None:
     assert hidden(least, none, 2).tolist() == [[False, True, False, False]], "not by the order among those of nothing"
     half = torch.tensor([[4.0, 1.6, 3.0, 0.5]], dtype=torch.float64)
     assert not bool(hidden(apart, half, 2).any()), "it is out of the list, but little of it cancels"
+    equal, told = torch.tensor([[2.0, 1.0, 1.0 + 1e-12, 0.5]]).double(), torch.tensor([[2.0, 1.0, 0.0, 0.5]]).double()
+    assert not bool(hidden(equal, told, 2).any()), "of two that do as much, the one that does not cancel is the best"
 
 
 def test_of_many_edges_fewer_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_always_one_answer_where_the_full_model_has_many() -> None:
 def test_a_copy_of_a_token_though_the_full_model_adds() -> None:
     wiring = wired({"fetch": Fetch(1), "add": Table(table(lambda a, b: a + b)), "copy": Fetch(1, 2)})
     finding = found(wiring, task(added), ("input -> copy", "copy -> logits"), "zero")
-    told(finding, "fails", "what it answers is a copy of token 2, on 100%", "of the full model that is so on")
+    told(finding, "fails", "is a copy of the token in place 2, on 100%", "of the full model that is so on")
     assert rule(finding, "a copy of")["full model"] < 0.5
 
 
@@ -225,7 +225,7 @@ def test_a_leaked_answer_makes_the_task_trivial() -> None:
 
     wiring = wired({"copy": Fetch(3, 2), "fetch": Fetch(1)})
     finding = found(wiring, task(added, leaked), ("input -> copy", "copy -> logits"))
-    told(finding, "fails", "is a copy of token 4, on 100%", "so it is with the full model (100%): the task itself")
+    told(finding, "fails", "is a copy of the token in place 4, on 100%", "the full model (100%): the task itself")
 
 
 def test_the_last_token_alone() -> None:
@@ -263,7 +263,42 @@ def test_labels_that_the_full_model_does_not_give() -> None:
         return Pairs.of(pairs.clean, pairs.corrupted, pairs.answers[shift], pairs.wrong[shift], groups=pairs.groups)
 
     wrong = Task("mislabelled", dealt(asked.train), dealt(asked.held_out))
-    told(found(adds(), wrong, SUM), "cannot tell", "the full model itself is right on", "labelled as they should be?")
+    told(found(adds(), wrong, SUM), "fails", "the full model itself is right on", "labelled as they should be?")
+    few = Task("mislabelled", wrong.train, wrong.held_out.batch(range(6)))
+    assert found(adds(), few, SUM).verdict != "holds"
+
+
+def test_half_of_the_labels_are_exchanged() -> None:
+    """At first choice the model is right more often than any one answer would be, and still no better than chance."""
+    asked = task(added, groups=30)
+    turned = torch.arange(PAIRS)[:, None] % 2 == 0
+
+    def exchanged(pairs: Pairs) -> Pairs:
+        answers, wrong = pairs.answers.where(turned, pairs.wrong), pairs.wrong.where(turned, pairs.answers)
+        return replace(pairs, answers=answers, wrong=wrong)
+
+    wrong = Task("half mislabelled", exchanged(asked.train), exchanged(asked.held_out))
+    told(
+        found(adds(), wrong, SUM), "fails", "right on 50%", "on 50% (", "half is chance", "labelled as they should be?"
+    )
+
+
+def test_a_circuit_that_does_what_the_full_model_does_not() -> None:
+    """The full model's own answers are the wrong ones of the task, for one part outbids the other; the circuit's are
+    the right ones: that is no matter of labels."""
+    parts = {
+        "fetch": Fetch(1),
+        "add": Table(table(lambda a, b: a + b)),
+        "outbid": Table(table(lambda a, b: a + b + 1), 2.0),
+    }
+    wiring = wired(parts)
+    asked = task(added)
+
+    def next_is_wrong(pairs: Pairs) -> Pairs:
+        return replace(pairs, wrong=(pairs.answers + 1) % WORDS)
+
+    outbid = Task("outbid", next_is_wrong(asked.train), next_is_wrong(asked.held_out))
+    told(found(wiring, outbid, SUM, "zero"), "cannot tell", "the full model itself is right on 0%")
 
 
 def test_inputs_that_all_ask_for_one_answer() -> None:

@@ -118,7 +118,7 @@ class Rank:
 def _rank(case: Case, ours: Measured, keep: Tensor) -> Rank:
     mine, badness, f = _bad(ours), [], []
     for some in keep.float().split(_PIECE):
-        if case.clock.over:
+        if case.clock.over or not len(some):  # of no circuits at all ``split`` makes one empty piece
             break
         found = case.few.measure(some)
         badness.append(_bad(found))
@@ -260,7 +260,10 @@ def _says(case: Case, f: float, told: dict[str, Rank], controls: dict[str, Contr
         if control.finds_noise:
             parts.append(f"{where} finds a faithful circuit too ({control.f:.0%}), so that finding one is no evidence")
         elif control.is_the_circuit:
-            parts.append(f"{where} still finds one that is faithful on the task ({control.on_task:.0%})")
+            parts.append(
+                f"{where} finds a circuit that is faithful on the true task ({control.on_task:.0%}): "
+                "that noise was too weak to tell"
+            )
         else:
             parts.append(f"{where} finds nothing faithful ({control.f:.0%})")
     return "; ".join(parts)

@@ -108,6 +108,12 @@ def percent(share: float) -> str:
     return "0%" if text == "-0%" else text
 
 
+def signed(share: float) -> str:
+    """ "+12%", "-3%"; a little more or less than nothing is "0%"."""
+    text = f"{share:+.0%}"
+    return "0%" if text in ("+0%", "-0%") else text
+
+
 def no_interval(split: Split) -> str:
     """Why nothing can be said of these pairs; empty where something can."""
     if split.groups.count < 2:
@@ -115,4 +121,17 @@ def no_interval(split: Split) -> str:
     whole = split.full - split.nothing
     if float(whole.mean().abs()) <= 1e-6 * float(whole.abs().mean()):  # float32 sums in another order differ by that
         return "on average the full model does as well as with nothing kept: there is no effect to have a share of"
-    return ""
+    return no_clear_effect(split)
+
+
+def no_clear_effect(split: Split) -> str:
+    """That the full model is not clearly better or worse than nothing kept, where it is not: a share of what may be
+    nothing can be any number. Else empty."""
+    low, high = interval(split.groups.drawn(split.full - split.nothing))
+    if not low <= 0 <= high:
+        return ""
+    full, nothing = float(split.full.mean()), float(split.nothing.mean())
+    return (
+        f"the full model's {split.judge.task.metric.name} is {full:.3g} and with nothing kept it is {nothing:.3g}, "
+        "which these pairs cannot tell apart: there is no clear effect to have a share of"
+    )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from voltmeter.check.case import Case
+from voltmeter.check.cuts import no_clear_effect, percent
 from voltmeter.check.finding import CANNOT_TELL, FAILS, HOLDS, Finding, Picture, Verdict, within
 from voltmeter.check.registry import register
 from voltmeter.check.split import Measured
@@ -23,10 +24,11 @@ def faithful(case: Case) -> Finding:
     found = case.held_out.measure(case.keep[None])
     t, (low, high), f = case.threshold, found.interval(), float(found.f[0])
     share = _kl_share(found)
-    kl = "" if share is None else f", KL share {share[0]:.0%} ({share[1]:.0%} to {share[2]:.0%})"
+    kl = "" if share is None else f", KL share {share[0]:.0%} ({percent(share[1])} to {share[2]:.0%})"
     says = (
         f"the circuit keeps {f:.0%} of the {case.task.metric.name} ({low:.0%} to {high:.0%}){kl}; "
         f"{t:.0%} to {2 - t:.0%}{'' if share is None else f', and a KL share of at most {1 - t:.0%},'} was asked for"
+        + _of_nothing(case, found)
         + ("" if case.held_out.groups.count > 1 else "; its pairs are of one group, which says nothing of others")
     )
     return Finding(
@@ -41,6 +43,12 @@ def faithful(case: Case) -> Finding:
         {"pairs": len(case.held_out), "groups": case.held_out.groups.count, "kl_share": share},
         _picture(found),
     )
+
+
+def _of_nothing(case: Case, found: Measured) -> str:
+    """Where the effect is unclear: that no share means anything, and what the circuit's metric is."""
+    why = no_clear_effect(case.held_out)
+    return f"; {why} (the circuit's is {float(found.values[0].mean()):.3g})" if why else ""
 
 
 def faithful_at(found: Measured, threshold: float) -> Verdict:

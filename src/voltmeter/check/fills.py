@@ -9,7 +9,7 @@ from torch import Tensor
 
 from voltmeter.check.case import FEW, Case
 from voltmeter.check.faithfulness import faithful_at
-from voltmeter.check.finding import CANNOT_TELL, FAILS, HOLDS, Finding, Picture, Verdict
+from voltmeter.check.finding import CANNOT_TELL, FAILS, HOLDS, Finding, Picture, Verdict, finite
 from voltmeter.check.norms import norm_ratio
 from voltmeter.check.registry import register
 from voltmeter.check.repeated import jaccard
@@ -85,7 +85,8 @@ class Under:
     def row(self, best: Bool[Tensor, "edge"] | None) -> dict[str, Any]:
         numbers = {"f": self.f, "low": self.low, "high": self.high, "KL share": self.kl_share, "norm": self.norm}
         numbers["overlap"] = self.overlap(best)
-        rounded = {name: None if n is None else round(n, 4) for name, n in numbers.items()}
+        told = {name: finite(n) for name, n in numbers.items()}  # NaN: no effect to have a share of
+        rounded = {name: None if n is None else round(n, 4) for name, n in told.items()}
         return {"fill": self.fill, "faithful": self.verdict} | rounded
 
 
@@ -143,15 +144,21 @@ def _says(own: Under, others: list[Under], missing: dict[str, str]) -> str:
     says = ", ".join(told)
     apart = [row for row in others if not SHRUNK * own.norm <= row.norm <= own.norm / SHRUNK]
     if apart:
-        sizes = ", ".join(f"{row.norm:.2g} under {row.fill}" for row in apart)
-        own_size = f"{own.norm:.2g} of its full size under {own.fill}"
-        says += f"; what the output reads is {own_size}, {sizes}: that alone may do it"
+        sizes = ", ".join(f"{row.norm:.2g} times under {row.fill}" for row in apart)
+        says += (
+            f"; what the output reads has {own.norm:.2g} times the norm it has in the full model under {own.fill}, "
+            f"{sizes}: that alone may be why"
+        )
     if missing:
         says += f"; not measured under {', '.join(missing)}"
     return says
 
 
-def _picture(rows: list[Under], threshold: float) -> Picture:
+def _picture(rows: list[Under], threshold: float) -> Picture | None:
+    """Of the fills under which there is something to keep a share of."""
+    rows = [row for row in rows if all(finite(value) is not None for value in (row.f, row.low, row.high))]
+    if not rows:
+        return None
     data = {
         "names": [row.fill for row in rows],
         "values": [row.f for row in rows],

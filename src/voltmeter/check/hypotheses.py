@@ -19,7 +19,7 @@ from typing import Any, Literal, final
 import torch
 
 from voltmeter.check.case import Case
-from voltmeter.check.cuts import no_interval
+from voltmeter.check.cuts import no_interval, signed
 from voltmeter.check.finding import CANNOT_TELL, FAILS, HOLDS, Finding, Picture, Verdict
 from voltmeter.check.inflated import Effects, effects_of
 from voltmeter.check.pieces import listed
@@ -129,7 +129,7 @@ def _equivalence(case: Case, both: Measured) -> Tested:
     unit = float(gap.mean().abs())
     off = found.difference.value / unit if unit else math.inf
     seen = found.least / unit if unit else None
-    lead = f"the circuit's {case.task.metric.name} is {off:+.0%} off the full model's"
+    lead = f"the circuit's {case.task.metric.name} is {signed(off)} off the full model's"
     return Tested(
         "equivalence",
         {"shown": found.p, "rejected": found.p_apart},

@@ -143,12 +143,35 @@ class Look:
         right = self.right(torch.full_like(self.full, self.asked[0])) if self.asked else None
         return 0.0 if right is None else mean(right)
 
+    def prefers(self, run: int) -> Share:
+        """As ``follows``, of clean inputs alone: nobody said that wrong answers are right for the corrupted ones."""
+        margin = self.seen.margin[run].masked_fill(self.seen.pair >= len(self.seen.pairs[0]), torch.nan)
+        return self.shares(torch.where(margin.isnan(), torch.nan, (margin > 0).double()))
+
+    def does_the_task(self, run: int = FULL) -> bool:
+        """Whether it prefers a pair's own answers to its own wrong ones; where pairs have no wrong ones, whether it is
+        right more often than the most frequent answer would be. True where nothing says what is right.
+
+        A model that is right at first choice on half of the pairs, and says their wrong answers on the others, is no
+        better than chance, however many answers there are to choose from.
+        """
+        if self.has_wrong:
+            return self.prefers(run)[1] > 0.5
+        right = self.right(self.seen.label[run])
+        return right is None or self.shares(right)[1] > self.chance
+
+    def misses_the_task(self, run: int, prefers: float) -> bool:
+        """Whether it is shown that it does not: on less than the share ``prefers`` of the pairs their own answers are
+        above their wrong ones, or it is right no more often than the most frequent answer."""
+        if self.has_wrong:
+            return self.prefers(run)[2] < prefers
+        right = self.right(self.seen.label[run])
+        return right is not None and self.shares(right)[2] <= self.chance
+
     @property
-    def does_the_task(self) -> bool:
-        """Whether the full model is right more often than the most frequent answer would be, or prefers a pair's own
-        answers to its own wrong ones; true where nothing says what is right."""
-        right = self.right(self.full)
-        return right is None or self.shares(right)[1] > self.chance or self.follows(FULL)[1] > 0.5
+    def has_wrong(self) -> bool:
+        """Whether some pair has an answer and a wrong one."""
+        return bool(self.asked) and not bool(self.seen.margin[FULL].isnan().all())
 
 
 def most_frequent(labels: Int64[Tensor, "unit"]) -> list[int]:

@@ -232,7 +232,8 @@ def _says(tried: Tried, verdict: Verdict) -> str:
 def _free_parts(tried: Tried, of: str) -> Iterator[str]:
     alone = [tried.name(cut.edges[0]) for cut in tried.singles if cut.high <= tried.least]
     if alone:
-        yield f"{len(alone):,} {of} can be cut for free, each by itself: {listed(alone)}{_at_once(tried)}"
+        each = ", each by itself" if len(alone) > 1 else ""
+        yield f"{len(alone):,} {of} can be cut for free{each}: {listed(alone)}{_at_once(tried)}"
     if tried.undone:
         first = tried.undone[0]
         sets = f"{len(tried.undone):,} sets of edges" if len(tried.undone) > 1 else "a set of edges"

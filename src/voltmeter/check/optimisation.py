@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from voltmeter.check.case import Case, Random
-from voltmeter.check.cuts import measure_while
+from voltmeter.check.cuts import measure_while, signed
 from voltmeter.check.few import FEWER, few_held_out
 from voltmeter.check.finding import CANNOT_TELL, FAILS, HOLDS, Finding, Picture, Verdict, within
 from voltmeter.check.registry import register
@@ -212,20 +212,14 @@ def _swapped(case: Case, draw: Random) -> Float[Tensor, "circuit edge"] | None:
 
 def _says(f: Gap, kl: Gap | None, curve: Curve | None, train: float, held: float) -> str:
     told = f"f is {train:.0%} on train pairs and {held:.0%} on held-out ones"
-    told += f": {_signed(f.value)} ({_signed(f.low)} to {_signed(f.high)})"
+    told += f": {signed(f.value)} ({signed(f.low)} to {signed(f.high)})"
     if kl is not None:
-        told += f", by KL {_signed(kl.value)} ({_signed(kl.low)} to {_signed(kl.high)})"
+        told += f", by KL {signed(kl.value)} ({signed(kl.low)} to {signed(kl.high)})"
     told += f"; up to {GAP:+.0%} was allowed"
     if curve is None:
         return told
     n, gains = curve.chosen[-1], [line[-1] - line[0] for line in (curve.proxy, curve.true)]
     return (
-        f"{told}; choosing the best of {n} circuits near it adds {gains[0]:.0%} where it is chosen and {gains[1]:.0%} "
-        "on held-out pairs"
+        f"{told}; of {n} circuits that differ from it in a few edges, the best on train pairs keeps "
+        f"{signed(gains[0])} there against one drawn at random, and {signed(gains[1])} on held-out pairs"
     )
-
-
-def _signed(share: float) -> str:
-    """ "+12%", "-3%"; a little more or less than nothing is "0%"."""
-    text = f"{share:+.0%}"
-    return "0%" if text in ("+0%", "-0%") else text

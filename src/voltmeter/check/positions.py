@@ -175,12 +175,16 @@ class Scored:
 
 
 def hidden(apart: Float[Tensor, "row edge"], merged: Float[Tensor, "row edge"], size: int) -> Bool[Tensor, "row edge"]:
-    """In each row, those of the ``size`` best by position that are not of the best merged, because they cancel."""
+    """In each row, those of the ``size`` best by position that are not of the best merged, because they cancel.
+
+    Of edges that do equally much by position, but for rounding, those that cancel least are the best.
+    """
     if size >= apart.shape[1]:
         return torch.zeros_like(apart, dtype=torch.bool)
     rounded = merged.masked_fill(merged <= _NOTHING * apart.amax(1, keepdim=True), 0)
     is_listed = rounded > rounded.topk(size + 1, dim=1).values[:, -1:]  # for sure: not by the order among equals
-    best = torch.zeros_like(is_listed).scatter_(1, apart.topk(size, dim=1).indices, True)
+    settled = apart + _NOTHING * merged
+    best = torch.zeros_like(is_listed).scatter_(1, settled.topk(size, dim=1).indices, True)
     return best & ~is_listed & (merged < (1 - CANCELS) * apart)
 
 

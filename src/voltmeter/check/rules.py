@@ -79,7 +79,7 @@ def _token_columns(pairs: Pairs) -> dict[str, Tensor]:
     ids = token_ids(pairs.clean)
     assert ids is not None
     ids, length = ids.cpu(), ids.shape[1]
-    columns = {f"token {at + 1}": ids[:, at] for at in range(min(PLACES, length))}
+    columns = {f"the token in place {at + 1}": ids[:, at] for at in range(min(PLACES, length))}
     for back in range(min(PLACES, length)):
         at = pairs.position - back
         name = LAST if back == 0 else f"the token {back} before the last"

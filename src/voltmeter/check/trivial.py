@@ -4,7 +4,7 @@ import torch
 
 from voltmeter.check.case import Case
 from voltmeter.check.finding import CANNOT_TELL, FAILS, HOLDS, Finding, Verdict
-from voltmeter.check.look import CIRCUIT, EXPLAINED, Explained, Look, mean, most_frequent
+from voltmeter.check.look import CIRCUIT, EXPLAINED, FULL, Explained, Look, mean, most_frequent
 from voltmeter.check.outputs import put_out, readout_of
 from voltmeter.check.registry import register
 from voltmeter.check.rules import CONSTANT, COPY, LAST, NOTHING_KEPT, POSITION, THERE
@@ -19,10 +19,11 @@ def not_trivial(case: Case) -> Finding:
     """What the circuit chooses over the held-out inputs, clean and corrupted, against rules that know no structure.
 
     It fails where one output, or one region of a board, makes up at least 95% of what is put out; where a copied token,
-    the last token or the fills alone say the same on as many inputs; and where the input does not reach the output at
-    all. Whether the full model is explained as well, so that the task itself is trivial, is said. It cannot tell where
-    all inputs ask for one answer, where the full model is no better at the task than chance, and of fewer than five
-    groups of pairs. Costs three masked forwards of the held-out pairs, and as many of them the other way round.
+    the last token or the fills alone say the same on as many inputs; where the input does not reach the output at all;
+    and where circuit and full model are both no better at the task than chance, as where answers are mislabelled.
+    Whether the full model is explained as well, so that the task itself is trivial, is said. It cannot tell where all
+    inputs ask for one answer, where only the full model misses the task, and of fewer than five groups of pairs. Costs
+    three masked forwards of the held-out pairs, and as many of them the other way round.
     """
     readout = readout_of(case)
     if isinstance(readout, str):
@@ -55,8 +56,9 @@ def _verdict(look: Look) -> tuple[Verdict, str]:
         return CANNOT_TELL, f"every held-out input asks for {name_of(look, look.asked[0])}: give inputs that differ"
     if best.verdict == FAILS:
         return _explained_away(look, best)
-    if not look.does_the_task:
-        return CANNOT_TELL, _no_better_than_chance(look)
+    if not look.does_the_task():
+        mislabelled = all(look.misses_the_task(run, FOLLOWS) for run in (CIRCUIT, FULL))
+        return FAILS if mislabelled else CANNOT_TELL, _no_better_than_chance(look)
     if best.verdict == CANNOT_TELL:
         return CANNOT_TELL, f"{_rule(look, best)}: more held-out pairs would tell; {_outputs(look)}"
     return HOLDS, f"{_outputs(look)}; {_rule(look, best)}"
@@ -85,9 +87,15 @@ def _not_reached(look: Look) -> str:
 def _no_better_than_chance(look: Look) -> str:
     right = look.right(look.full)
     share = 0.0 if right is None else mean(right)
-    return (
+    says = (
         f"the full model itself is right on {share:.0%} of the inputs, and always {name_of(look, look.asked[0])} would "
-        f"be on {look.chance:.0%}: are the answers labelled as they should be?"
+    )
+    if not look.has_wrong:
+        return f"{says}be on {look.chance:.0%}: are the answers labelled as they should be?"
+    prefers, low, high = look.prefers(FULL)
+    return (
+        f"{says}be on {look.chance:.0%}; a pair's own answer is above its own wrong one on {prefers:.0%} ({low:.0%} to "
+        f"{high:.0%}), where half is chance: are the answers labelled as they should be?"
     )
 
 
